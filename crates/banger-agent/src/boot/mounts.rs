@@ -1,0 +1,224 @@
+//! The mounts that make the root: image below, overlay disk above, and what is
+//! bound into it. Their directories in the agent's own file system are named
+//! here and nowhere else.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use rustix::mount::{MountFlags, mount, mount_bind};
+
+use super::disks::{self, Devices};
+use super::root::Root;
+use super::{BootError, Warnings, copy, identity};
+
+/// The assembled root.
+pub(crate) const ROOT: &str = "/mnt/root";
+/// The image, read-only.
+pub(crate) const BASE: &str = "/mnt/base";
+/// The overlay disk.
+pub(crate) const OVERLAY: &str = "/mnt/overlay";
+/// The work disk.
+pub(crate) const WORK: &str = "/mnt/work";
+/// The kernel's modules.
+pub(crate) const MODULES: &str = "/mnt/modules";
+
+/// Directory on the work disk that is the guest's `/root`.
+const HOME: &str = "/mnt/work/root";
+/// Where that directory is filled before it takes its name.
+const HOME_BEFORE: &str = "/mnt/work/.root.filling";
+/// Data of container engines, whose own overlays cannot stack on ours: they
+/// get directories of the overlay disk itself.
+const DATA: [&str; 3] = ["var/lib/docker", "var/lib/containerd", "var/lib/containers"];
+
+fn mount_at(
+    what: &str,
+    target: &str,
+    kind: &str,
+    flags: MountFlags,
+    data: &str,
+) -> Result<(), BootError> {
+    let failed = |cause| BootError::Mount {
+        what: what.to_owned(),
+        target: target.to_owned(),
+        cause,
+    };
+    let data = std::ffi::CString::new(data).map_err(|error| failed(error.into()))?;
+    mount(what, target, kind, flags, Some(data.as_c_str())).map_err(|error| failed(error.into()))
+}
+
+fn directory(path: &str) -> Result<(), BootError> {
+    fs::create_dir_all(path).map_err(|error| BootError::Prepare(path.to_owned(), error))
+}
+
+/// Mounts the drives aside and grows those that became larger.
+pub(super) fn mount_disks(devices: &Devices, warnings: &mut Warnings) -> Result<(), BootError> {
+    for path in [ROOT, BASE, OVERLAY, WORK, MODULES] {
+        directory(path)?;
+    }
+    let drive = |name: &str| format!("/dev/{name}");
+    // The image is never written, not even by a journal.
+    mount_at(
+        &drive(&devices.root),
+        BASE,
+        "ext4",
+        MountFlags::RDONLY,
+        "noload",
+    )?;
+    mount_at(
+        &drive(&devices.overlay),
+        OVERLAY,
+        "ext4",
+        MountFlags::empty(),
+        "",
+    )?;
+    mount_at(&drive(&devices.work), WORK, "ext4", MountFlags::empty(), "")?;
+    warnings.note(
+        "growing the overlay disk",
+        disks::grow(&devices.overlay, OVERLAY),
+    );
+    warnings.note("growing the work disk", disks::grow(&devices.work, WORK));
+    Ok(())
+}
+
+/// Mounts the overlay and the file systems that every guest has.
+pub(super) fn mount_root() -> Result<Root, BootError> {
+    let upper = format!("{OVERLAY}/upper");
+    let work = format!("{OVERLAY}/work");
+    if !Path::new(&upper).exists() {
+        // The root directory itself is the upper one: it starts as the image's.
+        directory(&upper)?;
+        imitate(Path::new(BASE), Path::new(&upper))
+            .map_err(|error| BootError::Prepare(upper.clone(), error))?;
+    }
+    directory(&work)?;
+    let options = format!(
+        "lowerdir={BASE},upperdir={upper},workdir={work},\
+         redirect_dir=on,metacopy=on,index=on,xino=on"
+    );
+    mount_at("overlay", ROOT, "overlay", MountFlags::empty(), &options)?;
+    let root = Root::open(ROOT).map_err(|error| BootError::Prepare(ROOT.to_owned(), error))?;
+    for (name, mode) in [
+        ("dev", 0o755),
+        ("proc", 0o555),
+        ("sys", 0o555),
+        ("run", 0o755),
+        ("tmp", 0o777),
+    ] {
+        // The namespace's mounts go by path: a link there could lead them out.
+        real_directory(name, mode).map_err(|error| BootError::NotDirectory(name, error))?;
+    }
+    mount_at(
+        "tmpfs",
+        &format!("{ROOT}/run"),
+        "tmpfs",
+        MountFlags::NOSUID | MountFlags::NODEV,
+        "mode=0755",
+    )?;
+    Ok(root)
+}
+
+fn real_directory(name: &str, mode: u32) -> io::Result<()> {
+    let path = Path::new(ROOT).join(name);
+    match fs::symlink_metadata(&path) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(io::ErrorKind::NotADirectory.into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir(&path)?;
+            // Set after: the mode of creation is subject to the umask.
+            let sticky = if name == "tmp" { 0o1000 } else { 0 };
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode | sticky))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Owner and mode of one directory for another.
+fn imitate(model: &Path, copy: &Path) -> io::Result<()> {
+    let model = fs::metadata(model)?;
+    std::os::unix::fs::chown(copy, Some(model.uid()), Some(model.gid()))?;
+    fs::set_permissions(copy, fs::Permissions::from_mode(model.mode() & 0o7777))
+}
+
+/// Binds the work disk's home over the root's `/root`, filled from the image
+/// when asked and still empty.
+pub(super) fn bind_work(root: &Root, fill: bool, warnings: &mut Warnings) -> Result<(), BootError> {
+    let home = root
+        .make_dirs("root", 0o700)
+        .map_err(|error| BootError::NotDirectory("root", error))?;
+    let image_home = Root::mount_path(&home);
+    let prepare = |error| BootError::Prepare(HOME.to_owned(), error);
+    if !Path::new(HOME).exists() {
+        // Filled under another name: cut short, it is filled again.
+        let _ = fs::remove_dir_all(HOME_BEFORE);
+        fs::create_dir(HOME_BEFORE).map_err(prepare)?;
+        if fill {
+            let image_home = Path::new(&image_home).to_owned();
+            warnings.note(
+                "filling /root",
+                copy::tree(&image_home, Path::new(HOME_BEFORE)),
+            );
+        }
+        imitate(Path::new(&image_home), Path::new(HOME_BEFORE)).map_err(prepare)?;
+        fs::rename(HOME_BEFORE, HOME).map_err(prepare)?;
+    }
+    mount_bind(HOME, image_home.as_str()).map_err(|error| BootError::Mount {
+        what: HOME.to_owned(),
+        target: "/root".to_owned(),
+        cause: error.into(),
+    })
+}
+
+/// Puts the kernel's modules where `modprobe` looks.
+pub(super) fn bind_modules(root: &Root, devices: &Devices, warnings: &mut Warnings) {
+    let Some(device) = &devices.modules else {
+        return;
+    };
+    let path = format!("lib/modules/{}", identity::kernel_version());
+    let bind = || -> Result<(), BootError> {
+        mount_at(
+            &format!("/dev/{device}"),
+            MODULES,
+            "ext4",
+            MountFlags::RDONLY,
+            "noload",
+        )?;
+        let place = root
+            .make_dirs(&path, 0o755)
+            .map_err(|error| BootError::Prepare(format!("/{path}"), error))?;
+        bind_over(MODULES, &place, &path)
+    };
+    warnings.note("kernel modules", bind());
+}
+
+/// Binds directories of the overlay disk over those that cannot be on the
+/// overlay.
+pub(super) fn bind_data(root: &Root, warnings: &mut Warnings) {
+    for path in DATA {
+        let source = format!("{OVERLAY}/data/{}", path.replace('/', "-"));
+        let bind = || -> Result<(), BootError> {
+            let prepare = |error| BootError::Prepare(format!("/{path}"), error);
+            let place = root.make_dirs(path, 0o755).map_err(prepare)?;
+            if !Path::new(&source).exists() {
+                let before = format!("{source}.filling");
+                let _ = fs::remove_dir_all(&before);
+                directory(&before)?;
+                let image = Root::mount_path(&place);
+                copy::tree(Path::new(&image), Path::new(&before)).map_err(prepare)?;
+                imitate(Path::new(&image), Path::new(&before)).map_err(prepare)?;
+                fs::rename(&before, &source).map_err(prepare)?;
+            }
+            bind_over(&source, &place, path)
+        };
+        warnings.note("container data", bind());
+    }
+}
+
+fn bind_over(source: &str, place: &std::os::fd::OwnedFd, name: &str) -> Result<(), BootError> {
+    mount_bind(source, Root::mount_path(place).as_str()).map_err(|error| BootError::Mount {
+        what: source.to_owned(),
+        target: format!("/{name}"),
+        cause: error.into(),
+    })
+}

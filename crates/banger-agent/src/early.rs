@@ -1,0 +1,109 @@
+//! The first steps of the machine: kernel file systems, drivers, limits. What
+//! fails here is said on the console and the boot goes on, since the channel
+//! may work all the same.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use rustix::mount::{MountFlags, mount};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::console::say;
+
+/// Largest list of modules that is read, bytes.
+const MAX_ORDER: u64 = 64 << 10;
+/// Open files the agent itself may have: every command takes a few.
+const OPEN_FILES: u64 = 64 << 10;
+/// Links that programs expect beside the kernel's device nodes.
+const DEVICE_LINKS: [(&str, &str); 4] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+];
+
+/// Milliseconds since the kernel started.
+pub(crate) fn uptime_ms() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
+}
+
+/// Mounts the kernel's file systems and loads the drivers.
+pub(crate) fn set_up() {
+    let nodev = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
+    for (kind, target, flags) in [
+        ("devtmpfs", "/dev", MountFlags::NOSUID),
+        ("proc", "/proc", nodev),
+        ("sysfs", "/sys", nodev),
+        ("cgroup2", "/sys/fs/cgroup", nodev),
+    ] {
+        let _ = fs::create_dir_all(target);
+        let options = (kind == "devtmpfs").then_some(c"mode=0755");
+        if let Err(error) = mount(kind, target, kind, flags, options) {
+            // The kernel may have mounted /dev by itself.
+            if error != rustix::io::Errno::BUSY {
+                say(&format!("cannot mount {target}: {error}"));
+            }
+        }
+    }
+    for (target, link) in DEVICE_LINKS {
+        let _ = rustix::fs::symlink(target, link);
+    }
+    let limit = Rlimit {
+        current: Some(OPEN_FILES),
+        maximum: Some(crate::exec::OPEN_FILES.1),
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        say(&format!("cannot raise the limit of open files: {error}"));
+    }
+    load_modules(Path::new("/modules"));
+}
+
+/// Loads the modules that `order` names. One that fails is skipped: it may be
+/// for a device that this machine does not have.
+fn load_modules(directory: &Path) {
+    let order = match read_order(&directory.join("order")) {
+        Ok(order) => order,
+        Err(error) => return say(&format!("cannot read the list of modules: {error}")),
+    };
+    for name in module_names(&order) {
+        let loaded = File::open(directory.join(name)).and_then(|module| {
+            rustix::system::finit_module(&module, c"", 0).map_err(io::Error::from)
+        });
+        match loaded {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => say(&format!("cannot load module {name}: {error}")),
+        }
+    }
+    // The memory of the module files is worth more than the files.
+    let _ = fs::remove_dir_all(directory);
+}
+
+fn read_order(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    io::Read::read_to_string(&mut io::Read::take(File::open(path)?, MAX_ORDER), &mut text)?;
+    Ok(text)
+}
+
+/// The file names in a list of modules, one a line.
+fn module_names(order: &str) -> impl Iterator<Item = &str> {
+    order
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.contains('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_modules_is_kept_and_paths_are_refused() {
+        let order = "virtio_ring.ko\nvirtio.ko\n\n  virtio_blk.ko \r\n../evil.ko\n";
+        let names: Vec<&str> = module_names(order).collect();
+        assert_eq!(names, ["virtio_ring.ko", "virtio.ko", "virtio_blk.ko"]);
+    }
+}

@@ -1,0 +1,132 @@
+//! Images.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// An image as clients see it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Image {
+    /// 64 hex digits.
+    pub id: String,
+    /// Unique name.
+    pub name: String,
+    /// banger owns the files.
+    pub managed: bool,
+    /// Directory of a managed image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_dir: Option<String>,
+    /// The root filesystem.
+    pub rootfs_path: String,
+    /// The image's `/root` as an ext4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work_seed_path: Option<String>,
+    /// Kernel file given at register; maybe empty.
+    #[serde(default)]
+    pub kernel_path: String,
+    /// Initrd given at register.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd_path: Option<String>,
+    /// Modules given at register.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modules_dir: Option<String>,
+    /// Size it was built with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build_size: Option<String>,
+    /// When it appeared.
+    pub created_at: String,
+    /// Last change.
+    pub updated_at: String,
+    /// Kernel it asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_name: Option<String>,
+    /// `amd64`, `arm64`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arch: Option<String>,
+    /// `debian bookworm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distro: Option<String>,
+    /// Allocated bytes of the root filesystem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// Configuration of an OCI image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oci: Option<OciConfig>,
+}
+
+/// What an OCI image says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OciConfig {
+    /// `K=V`.
+    #[serde(default)]
+    pub env: Vec<String>,
+    /// Working directory of commands.
+    #[serde(default)]
+    pub working_dir: String,
+    /// Labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// `POST /images/register`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageRegisterParams {
+    /// Name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// An ext4 file of the host, absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rootfs_path: Option<String>,
+    /// An ext4 of the image's `/root`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work_seed_path: Option<String>,
+    /// Kernel file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_path: Option<String>,
+    /// Initrd file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd_path: Option<String>,
+    /// Modules directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modules_dir: Option<String>,
+    /// A local kernel by name; excludes the three before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_ref: Option<String>,
+    /// Kept for older clients; does nothing on registering.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub docker: bool,
+}
+
+/// `POST /images/build`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageBuildParams {
+    /// `debian-SUITE` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Size of the root filesystem, like `4GiB`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
+    /// Debian packages to add.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packages: Vec<String>,
+    /// A Debian suite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suite: Option<String>,
+}
+
+/// `GET /images`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageListResult {
+    /// Sorted by name.
+    pub images: Vec<Image>,
+}
+
+/// One image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageShowResult {
+    /// The image.
+    pub image: Image,
+}

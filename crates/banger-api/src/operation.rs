@@ -1,0 +1,160 @@
+//! Long work: progress, outcome, events.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::error::Code;
+use crate::image::Image;
+use crate::kernel::KernelEntry;
+use crate::vm::{State, VmRecord};
+
+/// Long work, as clients see it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Operation {
+    /// `op-` and 12 hex digits.
+    pub id: String,
+    /// `vm.create`, `image.build`, ...
+    pub kind: String,
+    /// The VM it works on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm_id: Option<String>,
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm_name: Option<String>,
+    /// The image it makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<String>,
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_name: Option<String>,
+    /// Stage under way, or the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<String>,
+    /// More about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// Log of a build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build_log_path: Option<String>,
+    /// When it began.
+    pub started_at: String,
+    /// Last change.
+    pub updated_at: String,
+    /// It is over.
+    pub done: bool,
+    /// It is over and did what it should.
+    pub success: bool,
+    /// It was cancelled, or overtaken.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancelled: bool,
+    /// What went wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Its stable name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_code: Option<Code>,
+    /// The next step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Bytes of the present stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_done: Option<u64>,
+    /// Of how many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_total: Option<u64>,
+    /// How long each stage took.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub timings: Vec<Timing>,
+    /// The VM, at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<VmRecord>,
+    /// The image, at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Image>,
+    /// The kernel, at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry: Option<KernelEntry>,
+}
+
+/// How long a stage took.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Timing {
+    /// The stage.
+    pub stage: String,
+    /// Milliseconds, with fractions.
+    pub ms: f64,
+}
+
+/// One operation: every 202 and `GET /operations/{id}`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct OperationResult {
+    /// The operation.
+    pub operation: Operation,
+}
+
+/// `GET /operations`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct OperationListResult {
+    /// Newest first.
+    pub operations: Vec<Operation>,
+}
+
+/// `event: stage` of an operation's stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StageEvent {
+    /// The stage that begins.
+    pub stage: String,
+    /// More about it.
+    #[serde(default)]
+    pub detail: String,
+}
+
+/// `event: progress`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProgressEvent {
+    /// Bytes so far.
+    pub bytes_done: u64,
+    /// Of how many, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_total: Option<u64>,
+}
+
+/// `event: log`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LogEvent {
+    /// One line.
+    pub line: String,
+}
+
+/// `event: vm` of `GET /events`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmEvent {
+    /// The VM.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// State before; absent for a new VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<State>,
+    /// State now; absent when it is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<State>,
+    /// When.
+    pub at: String,
+    /// Why, where there is something to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// `event: health` of `GET /events`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HealthEvent {
+    /// The VM.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// The image's init is up.
+    pub healthy: bool,
+    /// When.
+    pub at: String,
+}

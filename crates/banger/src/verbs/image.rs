@@ -1,0 +1,263 @@
+//! `image`: root filesystems.
+
+use std::path::PathBuf;
+
+use banger_api::Empty;
+use banger_api::endpoint::{ImageBuild, ImageDelete, ImageList, ImageRegister, ImageShow};
+use banger_api::image::{
+    Image, ImageBuildParams, ImageListResult, ImageRegisterParams, ImageShowResult,
+};
+use clap::{Args, Subcommand};
+
+use super::list::ListFlags;
+use crate::client::At;
+use crate::client::start::Place;
+use crate::failure::Failure;
+use crate::interrupt::guarded;
+use crate::paths::absolute;
+use crate::show::progress::Progress;
+use crate::show::size::about;
+use crate::show::table::{Table, facts};
+use crate::show::{escape, short_id};
+use crate::{complete, follow};
+
+/// What one does with images.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    List(List),
+    Show(Show),
+    #[command(visible_alias = "rm")]
+    Delete(Delete),
+    Register(Register),
+    Build(Build),
+}
+
+/// List images
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    #[command(flatten)]
+    flags: ListFlags,
+}
+
+/// Show an image
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// Image by name or id
+    #[arg(value_name = "IMAGE", add = complete::images())]
+    image: String,
+    /// Print the API's answer
+    #[arg(long)]
+    json: bool,
+}
+
+/// Forget images, with their files where banger owns them
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    /// Images by name or id
+    #[arg(required = true, value_name = "IMAGE", add = complete::images())]
+    images: Vec<String>,
+}
+
+/// Use an ext4 file of this host as image
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  banger image register --name mine --rootfs ./root.ext4
+  banger image register --name mine --rootfs ./root.ext4 --kernel-ref 6.1.0-56-cloud-amd64")]
+pub(crate) struct Register {
+    /// Name
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Root filesystem, an ext4 file
+    #[arg(long, value_name = "FILE")]
+    rootfs: PathBuf,
+    /// ext4 file with what /root holds at first
+    #[arg(long, value_name = "FILE")]
+    work_seed: Option<PathBuf>,
+    /// Kernel it boots with, by name
+    #[arg(long, value_name = "KERNEL", conflicts_with_all = ["kernel", "initrd", "modules"], add = complete::kernels())]
+    kernel_ref: Option<String>,
+    /// Kernel file
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initrd file
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Modules directory
+    #[arg(long, value_name = "DIR")]
+    modules: Option<PathBuf>,
+}
+
+/// Build an image from a Debian suite
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  banger image build --suite bookworm
+  banger image build --suite trixie --package openssh-client --size 8GiB dev")]
+pub(crate) struct Build {
+    /// Name [default: debian-SUITE]
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+    /// Debian suite
+    #[arg(long, value_name = "SUITE", required = true)]
+    suite: String,
+    /// Package to add; repeats
+    #[arg(long = "package", value_name = "PACKAGE")]
+    packages: Vec<String>,
+    /// Size of the root filesystem, like 4GiB
+    #[arg(long, value_name = "SIZE", value_parser = crate::show::size::parse_disk)]
+    size: Option<String>,
+}
+
+impl Verb {
+    /// Does it.
+    pub(crate) async fn run(self, place: &Place) -> Result<u8, Failure> {
+        match self {
+            Self::List(args) => args.run(place).await,
+            Self::Show(args) => args.run(place).await,
+            Self::Delete(args) => args.run(place).await,
+            Self::Register(args) => args.run(place).await,
+            Self::Build(args) => args.run(place).await,
+        }
+    }
+}
+
+impl List {
+    /// Lists.
+    pub(crate) async fn run(self, place: &Place) -> Result<u8, Failure> {
+        let client = place.reach().await?;
+        let body = client.body::<ImageList>(At::default(), &Empty {}).await?;
+        if self.flags.json {
+            return super::print_body(&body);
+        }
+        let list: ImageListResult = super::read(&body)?;
+        if self.flags.quiet {
+            return super::print_text(
+                &list
+                    .images
+                    .iter()
+                    .map(|image| format!("{}\n", image.id))
+                    .collect::<String>(),
+            );
+        }
+        let mut table = Table::new(["ID", "NAME", "KIND", "SIZE", "KERNEL", "ARCH", "CREATED"]);
+        for image in list.images {
+            table.row([
+                short_id(&image.id).to_owned(),
+                image.name.clone(),
+                kind(&image).to_owned(),
+                image.size_bytes.map(about).unwrap_or_default(),
+                kernel(&image),
+                image.arch.unwrap_or_default(),
+                image.created_at,
+            ]);
+        }
+        super::print_text(&table.render())
+    }
+}
+
+fn kind(image: &Image) -> &'static str {
+    if image.managed {
+        "managed"
+    } else {
+        "unmanaged"
+    }
+}
+
+fn kernel(image: &Image) -> String {
+    image
+        .kernel_name
+        .clone()
+        .unwrap_or_else(|| image.kernel_path.clone())
+}
+
+impl Show {
+    async fn run(self, place: &Place) -> Result<u8, Failure> {
+        let client = place.reach().await?;
+        let body = client
+            .body::<ImageShow>(At::path(&[&self.image]), &Empty {})
+            .await?;
+        if self.json {
+            return super::print_body(&body);
+        }
+        let ImageShowResult { image } = super::read(&body)?;
+        super::print_text(&facts(&[
+            ("id", image.id.clone()),
+            ("name", image.name.clone()),
+            ("kind", kind(&image).to_owned()),
+            ("distro", image.distro.clone().unwrap_or_default()),
+            ("arch", image.arch.clone().unwrap_or_default()),
+            ("size", image.size_bytes.map(about).unwrap_or_default()),
+            ("kernel", kernel(&image)),
+            ("initrd", image.initrd_path.clone().unwrap_or_default()),
+            ("modules", image.modules_dir.clone().unwrap_or_default()),
+            ("root filesystem", image.rootfs_path.clone()),
+            (
+                "work seed",
+                image.work_seed_path.clone().unwrap_or_default(),
+            ),
+            ("created", image.created_at.clone()),
+            ("updated", image.updated_at.clone()),
+        ]))
+    }
+}
+
+impl Delete {
+    async fn run(self, place: &Place) -> Result<u8, Failure> {
+        let client = place.reach().await?;
+        let mut status = None;
+        for reference in &self.images {
+            match client.call::<ImageDelete>(&[reference], &Empty {}).await {
+                Ok(gone) => crate::show::line(&escape(&gone.image.name))?,
+                Err(failure) => {
+                    failure.print();
+                    status.get_or_insert(failure.exit);
+                }
+            }
+        }
+        Ok(status.unwrap_or(0))
+    }
+}
+
+impl Register {
+    async fn run(self, place: &Place) -> Result<u8, Failure> {
+        let path = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
+        let params = ImageRegisterParams {
+            name: self.name,
+            rootfs_path: Some(absolute(&self.rootfs)?),
+            work_seed_path: path(&self.work_seed)?,
+            kernel_path: path(&self.kernel)?,
+            initrd_path: path(&self.initrd)?,
+            modules_dir: path(&self.modules)?,
+            kernel_ref: self.kernel_ref,
+            docker: false,
+        };
+        let client = place.reach().await?;
+        let shown = client.call::<ImageRegister>(&[], &params).await?;
+        crate::show::line(&escape(&shown.image.name))?;
+        Ok(0)
+    }
+}
+
+impl Build {
+    async fn run(self, place: &Place) -> Result<u8, Failure> {
+        let params = ImageBuildParams {
+            name: self.name,
+            size: self.size,
+            packages: self.packages,
+            suite: Some(self.suite),
+        };
+        guarded(async |cancel| {
+            let client = place.reach().await?;
+            let begun = client.call::<ImageBuild>(&[], &params).await?.operation;
+            let mut progress = Progress::new();
+            let done = follow::success(place, &client, &begun.id, &mut progress, cancel).await?;
+            let name = done
+                .image
+                .map(|image| image.name)
+                .or(done.image_name)
+                .unwrap_or_default();
+            crate::show::line(&escape(&name))?;
+            Ok(0)
+        })
+        .await
+    }
+}

@@ -1,0 +1,57 @@
+//! What goes wrong in the workshop of images, in the words of the API.
+
+use banger_api::error::Code;
+use banger_images::apt::AptError;
+use banger_images::kernel::KernelError;
+use banger_images::suite::SuiteError;
+
+use super::flight::was_cancelled;
+use crate::daemon::describe;
+use crate::failure::Failure;
+
+pub(super) fn of_apt(error: &AptError) -> Failure {
+    match error {
+        AptError::NoTool { hint, .. } => describe(Code::NoTool, error).hint(*hint),
+        AptError::NoSources => describe(Code::Unreachable, error)
+            .hint("add Debian's archive to /etc/apt/sources.list, or use banger kernel import"),
+        AptError::NotFound { .. } | AptError::NotAKernel { .. } => {
+            describe(Code::NotInCatalog, error).hint("apt-cache search linux-image")
+        }
+        AptError::Unreachable { .. } => describe(Code::Unreachable, error),
+        AptError::Verify { .. } => describe(Code::VerifyFailed, error),
+        AptError::NoSpace { .. } => describe(Code::NoSpace, error),
+        AptError::Io { .. } => describe(Code::Internal, error),
+        AptError::Cancelled(_) => was_cancelled(),
+    }
+}
+
+pub(super) fn of_kernel(error: &KernelError) -> Failure {
+    if error.is_no_space() {
+        return describe(Code::NoSpace, error);
+    }
+    match error {
+        KernelError::Unsupported { .. } => describe(Code::Unsupported, error),
+        KernelError::Io { .. } | KernelError::NoKernel { .. } => describe(Code::BadPath, error),
+        KernelError::Deb(_) | KernelError::Read(_) | KernelError::Unpack(_) => {
+            describe(Code::BadArchive, error)
+        }
+        KernelError::Write(_) => describe(Code::Internal, error),
+        KernelError::Cancelled(_) => was_cancelled(),
+    }
+}
+
+pub(super) fn of_suite(error: &SuiteError) -> Failure {
+    match error {
+        SuiteError::NoTool { hint, .. } => describe(Code::NoTool, error).hint(*hint),
+        SuiteError::NoSources => {
+            describe(Code::Unreachable, error).hint("add Debian's archive to /etc/apt/sources.list")
+        }
+        SuiteError::BadName { .. } => describe(Code::BadName, error),
+        SuiteError::NoSpace => describe(Code::NoSpace, error),
+        SuiteError::Failed { .. }
+        | SuiteError::Io { .. }
+        | SuiteError::Read(_)
+        | SuiteError::Write(_) => describe(Code::BuildFailed, error),
+        SuiteError::Cancelled(_) => was_cancelled(),
+    }
+}

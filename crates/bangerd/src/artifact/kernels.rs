@@ -1,0 +1,521 @@
+//! Kernels: fetched as Debian packages, imported from the host's files,
+//! listed, removed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use banger_api::error::Code;
+use banger_api::kernel::{KernelEntry, KernelImportParams, KernelPullParams};
+use banger_images::apt::{Apt, AptError, Resolved};
+use banger_images::bzimage::Format;
+use banger_images::kernel::{self, KernelInfo};
+use banger_images::{Cancel, Report};
+use banger_model::KernelName;
+use banger_store::kernels::{self, KernelRow};
+
+use super::images::cannot_sweep;
+use super::publish::{self, Staging};
+use super::records::{self, KernelRecord, newer};
+use super::{Claim, Kind, Shelf, Unseen, blocking, failures, host_arch, space, users};
+use crate::failure::Failure;
+use crate::operation::now;
+use crate::ports::{BootKernel, Progress};
+
+/// Begins a reference to a Debian package.
+const DEB: &str = "deb:";
+
+/// A kernel to fetch, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NewKernel {
+    package: String,
+    name: Option<KernelName>,
+    force: bool,
+    /// One that is there already will do.
+    reuse: bool,
+}
+
+impl NewKernel {
+    /// Checks what a client asks for.
+    pub(crate) fn of(params: &KernelPullParams) -> Result<Self, Failure> {
+        let package = params
+            .package
+            .as_deref()
+            .map(|name| name.strip_prefix(DEB).unwrap_or(name));
+        let Some(package) = package.filter(|package| !package.is_empty()) else {
+            return Err(
+                Failure::new(Code::NotInCatalog, "there is no catalog of kernels yet")
+                    .hint(format!("banger kernel pull {DEB}{}", default_package())),
+            );
+        };
+        Ok(Self {
+            package: package.to_owned(),
+            name: params.name.as_deref().map(parse_name).transpose()?,
+            force: params.force,
+            reuse: false,
+        })
+    }
+
+    /// Two requests of one key are the same request.
+    fn key(&self) -> String {
+        format!(
+            "{}\n{:?}\n{}{}",
+            self.package, self.name, self.force, self.reuse
+        )
+    }
+}
+
+fn default_package() -> String {
+    format!("linux-image-cloud-{}", host_arch())
+}
+
+fn parse_name(name: &str) -> Result<KernelName, Failure> {
+    KernelName::parse(name).map_err(|error| Failure::new(Code::BadName, error.to_string()))
+}
+
+impl Shelf {
+    /// Every kernel, by name.
+    pub(crate) async fn kernels(&self) -> Result<Vec<KernelEntry>, Failure> {
+        Ok(self
+            .kernel_records()
+            .await?
+            .into_iter()
+            .map(|record| record.entry)
+            .collect())
+    }
+
+    async fn kernel_records(&self) -> Result<Vec<KernelRecord>, Failure> {
+        let rows = self.0.store.read(kernels::list).await?;
+        rows.iter().map(read).collect()
+    }
+
+    /// The kernel of this name.
+    pub(crate) async fn kernel_shown(&self, name: &str) -> Result<KernelEntry, Failure> {
+        Ok(self.find_kernel(name).await?.entry)
+    }
+
+    pub(super) async fn find_kernel(&self, name: &str) -> Result<KernelRecord, Failure> {
+        let key = name.to_owned();
+        match self.0.store.read(move |db| kernels::get(db, &key)).await? {
+            Some(row) => read(&row),
+            None => {
+                let shown: String = name.chars().take(80).collect();
+                Err(Failure::new(Code::NotFound, format!("no kernel {shown:?}"))
+                    .hint("banger kernel list"))
+            }
+        }
+    }
+
+    /// The newest kernel that this host can boot.
+    pub(super) async fn newest_kernel(&self) -> Result<Option<KernelRecord>, Failure> {
+        let mut records = self.kernel_records().await?;
+        records.retain(|record| {
+            record
+                .entry
+                .arch
+                .as_deref()
+                .is_none_or(|arch| arch == host_arch())
+        });
+        Ok(records
+            .into_iter()
+            .max_by(|left, right| newer(left.version(), right.version())))
+    }
+
+    pub(super) async fn boot_kernel(&self, record: KernelRecord) -> Result<BootKernel, Failure> {
+        let shelf = self.clone();
+        blocking(move || {
+            let vmlinux = record.vmlinux();
+            let name = record.entry.name.clone();
+            if !vmlinux.is_file() {
+                return Err(Failure::new(
+                    Code::NotFound,
+                    format!("{} of kernel {name:?} is gone", vmlinux.display()),
+                )
+                .hint(format!(
+                    "banger kernel rm {name}, then pull or import it again"
+                )));
+            }
+            let directory = shelf.0.kernels_dir.join(&name);
+            let transport = record.transport();
+            Ok(BootKernel {
+                initramfs: shelf.0.boots.initramfs(&directory, transport)?,
+                modules: record.entry.modules_dir.as_ref().map(PathBuf::from),
+                name,
+                vmlinux,
+                transport,
+            })
+        })
+        .await
+    }
+
+    /// Refuses a pull that cannot succeed, before anything is begun.
+    pub(crate) async fn can_pull(&self, wanted: &NewKernel) -> Result<(), Failure> {
+        space::enough(&self.0.kernels_dir)?;
+        match &wanted.name {
+            Some(name) => self.name_is_free(name.as_str(), wanted.force).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Fetches a kernel, or joins who fetches the same.
+    pub(crate) async fn pull_kernel(
+        &self,
+        wanted: NewKernel,
+        progress: &dyn Progress,
+    ) -> Result<KernelEntry, Failure> {
+        Ok(self.fetch(wanted, progress).await?.entry)
+    }
+
+    pub(super) async fn obtain_default_kernel(
+        &self,
+        progress: &dyn Progress,
+    ) -> Result<KernelRecord, Failure> {
+        space::enough(&self.0.kernels_dir)?;
+        let package = default_package();
+        self.fetch(
+            NewKernel {
+                package,
+                name: None,
+                force: false,
+                reuse: true,
+            },
+            progress,
+        )
+        .await
+    }
+
+    async fn fetch(
+        &self,
+        wanted: NewKernel,
+        progress: &dyn Progress,
+    ) -> Result<KernelRecord, Failure> {
+        let key = wanted.key();
+        let shelf = self.clone();
+        self.0
+            .kernel_flights
+            .join(&key, progress, |cancel, report| {
+                shelf.pull(wanted, cancel, report)
+            })
+            .await
+    }
+
+    /// Resolves, refuses a taken name, and only then downloads.
+    async fn pull(
+        self,
+        wanted: NewKernel,
+        cancel: Cancel,
+        report: Arc<dyn Report>,
+    ) -> Result<KernelRecord, Failure> {
+        let state = self.0.cache.join("apt");
+        let (package, switch, told) = (wanted.package.clone(), cancel.clone(), Arc::clone(&report));
+        let (apt, resolved) = blocking(move || {
+            let work = || -> Result<(Apt, Resolved), AptError> {
+                let apt = Apt::open(&state, &switch)?;
+                let resolved = apt.resolve(&package, &switch, &*told)?;
+                Ok((apt, resolved))
+            };
+            work().map_err(|error| failures::of_apt(&error))
+        })
+        .await?;
+        let name = match &wanted.name {
+            Some(name) => name.clone(),
+            None => parse_name(kernel::name_of_package(&resolved.package))?,
+        };
+        let claim = self.claim(Kind::Kernel, name.as_str())?;
+        if wanted.reuse
+            && let Ok(record) = self.find_kernel(name.as_str()).await
+        {
+            return Ok(record);
+        }
+        self.name_is_free(name.as_str(), wanted.force).await?;
+        let parent = self.0.kernels_dir.clone();
+        self.add(claim, move || {
+            let (staging, download) = (begin(&parent)?, begin(&parent)?);
+            let fetched = fetch_fresh(
+                &apt,
+                &wanted.package,
+                resolved,
+                download.path(),
+                &cancel,
+                &*report,
+            )
+            .map_err(|error| failures::of_apt(&error))?;
+            // Others may use apt while this one unpacks.
+            drop(apt);
+            let info = kernel::import_deb(&fetched, staging.path(), &cancel, &*report)
+                .map_err(|error| failures::of_kernel(&error))?;
+            drop(download);
+            let source = info
+                .package
+                .as_ref()
+                .map(|(name, version)| format!("{DEB}{name}={version}"));
+            report.stage("publish", name.as_str());
+            finish(staging, &parent, &name, source, None, &info)
+        })
+        .await
+    }
+
+    /// Takes a kernel from the host's files.
+    pub(crate) async fn import_kernel(
+        &self,
+        params: KernelImportParams,
+    ) -> Result<KernelEntry, Failure> {
+        let name = parse_name(&params.name)?;
+        let path = match (&params.from_dir, &params.deb_path) {
+            (Some(path), None) | (None, Some(path)) => PathBuf::from(path),
+            _ => {
+                return Err(Failure::new(
+                    Code::BadRequest,
+                    "a kernel comes from a directory or from a .deb: name one of them",
+                )
+                .hint("--from DIR, or --deb FILE"));
+            }
+        };
+        if !path.is_absolute() {
+            return Err(Failure::new(
+                Code::BadPath,
+                format!("{} is not absolute", path.display()),
+            ));
+        }
+        space::enough(&self.0.kernels_dir)?;
+        self.name_is_free(name.as_str(), false).await?;
+        let key = format!("import\n{params:?}");
+        let shelf = self.clone();
+        let progress = Unseen::new()?;
+        // In a flight, so that a client's leaving ends it cleanly.
+        let work = |cancel: Cancel, report: Arc<dyn Report>| async move {
+            let claim = shelf.claim(Kind::Kernel, name.as_str())?;
+            shelf.name_is_free(name.as_str(), false).await?;
+            let parent = shelf.0.kernels_dir.clone();
+            let making = move || {
+                let staging = begin(&parent)?;
+                let import = if params.deb_path.is_some() {
+                    kernel::import_deb(&path, staging.path(), &cancel, &*report)
+                } else {
+                    kernel::import_dir(&path, staging.path(), &cancel, &*report)
+                };
+                let info = import.map_err(|error| {
+                    let mut failure = failures::of_kernel(&error);
+                    failure.message =
+                        format!("cannot import {}: {}", path.display(), failure.message);
+                    failure
+                })?;
+                let source = Some(format!("import:{}", path.display()));
+                finish(staging, &parent, &name, source, Some(&params), &info)
+            };
+            shelf.add(claim, making).await
+        };
+        Ok(self
+            .0
+            .kernel_flights
+            .join(&key, &progress, work)
+            .await?
+            .entry)
+    }
+
+    async fn name_is_free(&self, name: &str, force: bool) -> Result<(), Failure> {
+        let key = name.to_owned();
+        let (found, users) = self
+            .0
+            .store
+            .read(move |db| {
+                Ok((
+                    kernels::get(db, &key)?.is_some(),
+                    users::of_kernel(db, &key)?,
+                ))
+            })
+            .await?;
+        match (found, force) {
+            (false, _) => Ok(()),
+            (true, true) if users.is_empty() => Ok(()),
+            (true, true) => Err(users::in_use("kernel", name, &users)),
+            (true, false) => Err(Failure::new(
+                Code::AlreadyExists,
+                format!("kernel {name:?} already exists"),
+            )
+            .hint(format!("banger kernel rm {name}, or another --name"))),
+        }
+    }
+
+    /// Makes a kernel's directory, puts it in place, and writes its row.
+    async fn add(
+        &self,
+        _claim: Claim,
+        making: impl FnOnce() -> Result<KernelRecord, Failure> + Send + 'static,
+    ) -> Result<KernelRecord, Failure> {
+        let record = blocking(making).await?;
+        let row = row(&record);
+        self.0
+            .store
+            .promise(move |tx| kernels::put(tx, &row))
+            .await?;
+        publish::settle(&self.0.kernels_dir.join(&record.entry.name));
+        for warning in &record.warnings {
+            tracing::warn!(kernel = record.entry.name, "{warning}");
+        }
+        tracing::info!(kernel = record.entry.name, "kernel added");
+        Ok(record)
+    }
+
+    /// Removes a kernel.
+    pub(crate) async fn delete_kernel(&self, name: &str) -> Result<(), Failure> {
+        let name = self.find_kernel(name).await?.entry.name;
+        let _claim = self.claim(Kind::Kernel, &name)?;
+        let place = self.0.kernels_dir.join(&name);
+        publish::unsettle(&place).map_err(|error| {
+            Failure::internal(format!("cannot write to {}", place.display()), &error)
+        })?;
+        let key = name.clone();
+        let users = self
+            .0
+            .store
+            .promise(move |tx| {
+                let users = users::of_kernel(tx, &key)?;
+                if users.is_empty() {
+                    kernels::delete(tx, &key)?;
+                }
+                Ok(users)
+            })
+            .await?;
+        if !users.is_empty() {
+            publish::settle(&place);
+            return Err(users::in_use("kernel", &name, &users));
+        }
+        blocking(move || {
+            if let Err(error) = fs::remove_dir_all(&place)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %place.display(), %error, "left for the next start");
+            }
+            Ok(())
+        })
+        .await?;
+        tracing::info!(kernel = name, "kernel removed");
+        Ok(())
+    }
+
+    pub(super) async fn recover_kernels(&self) -> Result<(), Failure> {
+        let known: Vec<String> = self
+            .0
+            .store
+            .read(kernels::list)
+            .await?
+            .into_iter()
+            .map(|row| row.name)
+            .collect();
+        let parent = self.0.kernels_dir.clone();
+        let unsure = blocking(move || {
+            publish::sweep(&parent, |name| known.iter().any(|known| known == name))
+                .map_err(|error| cannot_sweep(&parent, &error))
+        })
+        .await?;
+        for name in unsure {
+            // Cut while it was replaced: the directory is the newer one.
+            let place = self.0.kernels_dir.join(&name);
+            let manifest = fs::read_to_string(place.join(MANIFEST)).unwrap_or_default();
+            if let Ok(record) = records::read::<KernelRecord>("kernel", &name, &manifest) {
+                let row = row(&record);
+                self.0
+                    .store
+                    .promise(move |tx| kernels::put(tx, &row))
+                    .await?;
+            }
+            publish::settle(&place);
+        }
+        Ok(())
+    }
+}
+
+/// What is known of a kernel, in its directory.
+const MANIFEST: &str = "manifest.json";
+
+fn begin(parent: &Path) -> Result<Staging, Failure> {
+    Staging::new(parent).map_err(|error| {
+        Failure::internal(
+            format!("cannot make a directory in {}", parent.display()),
+            &error,
+        )
+    })
+}
+
+/// Fetches; once more with new lists where the archive has moved on.
+fn fetch_fresh(
+    apt: &Apt,
+    package: &str,
+    resolved: Resolved,
+    dest: &Path,
+    cancel: &Cancel,
+    report: &dyn Report,
+) -> Result<PathBuf, AptError> {
+    match apt.fetch(&resolved, dest, cancel, report) {
+        Err(AptError::Unreachable { .. }) => {
+            apt.update(cancel, report)?;
+            let newer = apt.resolve(package, cancel, report)?;
+            Ok(apt.fetch(&newer, dest, cancel, report)?.path)
+        }
+        other => Ok(other?.path),
+    }
+}
+
+/// Writes the manifest and puts the directory in place, without a row yet.
+fn finish(
+    staging: Staging,
+    parent: &Path,
+    name: &KernelName,
+    source: Option<String>,
+    given: Option<&KernelImportParams>,
+    info: &KernelInfo,
+) -> Result<KernelRecord, Failure> {
+    let place = parent.join(name.as_str());
+    let below = |file: &str| Some(place.join(file).display().to_string());
+    let record = KernelRecord {
+        entry: KernelEntry {
+            name: name.to_string(),
+            distro: given
+                .and_then(|given| given.distro.clone())
+                .or_else(|| info.distro.clone()),
+            arch: given
+                .and_then(|given| given.arch.clone())
+                .or_else(|| Some(info.arch.clone())),
+            kernel_version: Some(info.version.clone()),
+            sha256: Some(info.sha256.clone()),
+            source,
+            imported_at: Some(now()),
+            kernel_path: below("vmlinux"),
+            initrd_path: info.has_initrd.then(|| below("initrd.img")).flatten(),
+            modules_dir: info.has_modules.then(|| below("modules.ext4")).flatten(),
+            format: Some(
+                match info.format {
+                    Format::BzImage => "bzImage",
+                    Format::Vmlinux => "vmlinux",
+                }
+                .to_owned(),
+            ),
+            size_bytes: Some(info.size_bytes),
+        },
+        virtio_pci_builtin: info.virtio_pci_builtin,
+        warnings: info.warnings.clone(),
+    };
+    let text = serde_json::to_vec_pretty(&record).expect("a record is plain JSON");
+    let cannot = |error: io::Error| match error.kind() {
+        io::ErrorKind::StorageFull => {
+            Failure::new(Code::NoSpace, format!("no space for kernel \"{name}\"")).caused_by(&error)
+        }
+        _ => Failure::internal(format!("cannot publish kernel \"{name}\""), &error),
+    };
+    fs::write(staging.path().join(MANIFEST), text).map_err(cannot)?;
+    staging.publish(&place).map_err(cannot)?;
+    Ok(record)
+}
+
+fn read(row: &KernelRow) -> Result<KernelRecord, Failure> {
+    records::read("kernel", &row.name, &row.record)
+}
+
+fn row(record: &KernelRecord) -> KernelRow {
+    KernelRow {
+        name: record.entry.name.clone(),
+        record: serde_json::to_string(record).expect("a record is plain JSON"),
+    }
+}

@@ -1,0 +1,200 @@
+//! How images and kernels appear whole or not at all, whenever the power is
+//! cut.
+//!
+//! ```text
+//! .staging-<hex>/ ── files, "unsettled", fsync ── rename ──► <name>/ ── row ── "unsettled" removed
+//! removal:                             "unsettled" ── row gone ── directory gone
+//! ```
+//!
+//! A directory with the mark and no row never appeared, or was being removed:
+//! it goes at the next start. Nothing else is ever taken for a leftover.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+/// Begins the name of a directory that is being filled.
+const STAGING: &str = ".staging-";
+/// The mark of a directory that counts only if it has a row.
+const UNSETTLED: &str = "unsettled";
+
+/// A directory that is being filled; removed when dropped unpublished.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    path: PathBuf,
+    published: bool,
+}
+
+impl Staging {
+    /// A new directory below `parent`, on the file system where its content
+    /// will stay.
+    pub(crate) fn new(parent: &Path) -> io::Result<Self> {
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+        let path = parent.join(format!("{STAGING}{}", banger_model::id::hex(&bytes)));
+        fs::create_dir(&path)?;
+        Ok(Self {
+            path,
+            published: false,
+        })
+    }
+
+    /// Where to write.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the directory its place, all of it on the disk. The caller then
+    /// writes the row and calls [`settle`]. A directory that is there and has
+    /// no row is replaced; the caller knows that it has none, or that its row
+    /// is about to be replaced too.
+    pub(crate) fn publish(mut self, place: &Path) -> io::Result<()> {
+        File::create(self.path.join(UNSETTLED))?;
+        sync_all(&self.path)?;
+        match renameat_with(CWD, &self.path, CWD, place, RenameFlags::NOREPLACE) {
+            Ok(()) => self.published = true,
+            Err(rustix::io::Errno::EXIST) => {
+                // Now the old content is in the staging directory, and goes
+                // with it.
+                renameat_with(CWD, &self.path, CWD, place, RenameFlags::EXCHANGE)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        sync_parent(place)
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.published {
+            // What stays is swept at the next start.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// The row is written: the directory counts.
+pub(crate) fn settle(place: &Path) {
+    // With its row the mark means nothing; the next start removes it too.
+    let _ = fs::remove_file(place.join(UNSETTLED));
+}
+
+/// Before a row is removed: without it the directory will be a leftover.
+pub(crate) fn unsettle(place: &Path) -> io::Result<()> {
+    match File::create(place.join(UNSETTLED)) {
+        Ok(_) => File::open(place)?.sync_all(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes what was cut: directories that were being filled, and unsettled
+/// ones without a row. Tells the names of unsettled ones that have one.
+pub(crate) fn sweep(parent: &Path, has_row: impl Fn(&str) -> bool) -> io::Result<Vec<String>> {
+    let mut kept = Vec::new();
+    for entry in fs::read_dir(parent)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if !entry.file_type()?.is_dir() {
+            continue;
+        }
+        let unsettled = || entry.path().join(UNSETTLED).exists();
+        if name.starts_with(STAGING) || (!has_row(name) && unsettled()) {
+            fs::remove_dir_all(entry.path())?;
+            tracing::info!(path = %entry.path().display(), "removed what was left unfinished");
+        } else if unsettled() {
+            kept.push(name.to_owned());
+        }
+    }
+    Ok(kept)
+}
+
+/// Whether a directory entry is something unfinished of ours, for doctor.
+pub(crate) fn is_staging(name: &str) -> bool {
+    name.starts_with(STAGING)
+}
+
+fn sync_all(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            sync_all(&entry.path())?;
+        } else if kind.is_file() {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    File::open(directory)?.sync_all()
+}
+
+fn sync_parent(place: &Path) -> io::Result<()> {
+    File::open(place.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(place: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(place)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn stage(place: &Path, content: &str) -> Staging {
+        let staging = Staging::new(place).unwrap();
+        fs::write(staging.path().join("content"), content).unwrap();
+        staging
+    }
+
+    #[test]
+    fn a_dropped_staging_directory_leaves_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        drop(stage(place.path(), "x"));
+        assert!(names(place.path()).is_empty());
+    }
+
+    #[test]
+    fn what_is_published_without_a_row_goes_and_with_a_row_stays() {
+        let place = tempfile::tempdir().unwrap();
+        for name in ["cut", "whole", "settled"] {
+            stage(place.path(), name)
+                .publish(&place.path().join(name))
+                .unwrap();
+        }
+        settle(&place.path().join("settled"));
+        std::mem::forget(stage(place.path(), "power cut"));
+        fs::create_dir(place.path().join("foreign")).unwrap();
+        let unsure = sweep(place.path(), |name| name == "whole").unwrap();
+        assert_eq!(unsure, ["whole"]);
+        assert_eq!(names(place.path()), ["foreign", "settled", "whole"]);
+    }
+
+    #[test]
+    fn a_removal_cut_before_its_row_is_gone_removes_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("a");
+        stage(place.path(), "x").publish(&path).unwrap();
+        settle(&path);
+        unsettle(&path).unwrap();
+        assert_eq!(sweep(place.path(), |_| true).unwrap(), ["a"]);
+        assert_eq!(sweep(place.path(), |_| false).unwrap(), [""; 0]);
+        assert!(names(place.path()).is_empty());
+    }
+
+    #[test]
+    fn publishing_over_an_older_directory_replaces_it_whole() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("a");
+        stage(place.path(), "old").publish(&path).unwrap();
+        stage(place.path(), "new").publish(&path).unwrap();
+        assert_eq!(fs::read_to_string(path.join("content")).unwrap(), "new");
+        assert_eq!(names(place.path()), ["a"]);
+    }
+}

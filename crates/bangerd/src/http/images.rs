@@ -1,0 +1,75 @@
+//! `/images`.
+
+use std::sync::Arc;
+
+use banger_api::Empty;
+use banger_api::endpoint::{ImageBuild, ImageDelete, ImageList, ImageRegister, ImageShow};
+use banger_api::image::{ImageBuildParams, ImageListResult, ImageRegisterParams, ImageShowResult};
+use banger_api::operation::OperationResult;
+
+use super::operations::{WAIT, accepted};
+use super::routes::{Call, Routes};
+use crate::artifact::NewImage;
+use crate::daemon::App;
+use crate::failure::Failure;
+use crate::operation::{Outcome, Subject};
+
+pub(super) fn add(routes: Routes) -> Routes {
+    routes
+        .on::<ImageList, _, _>(&[], list)
+        .on::<ImageRegister, _, _>(&[], register)
+        .on::<ImageBuild, _, _>(&[WAIT], build)
+        .on::<ImageShow, _, _>(&[], show)
+        .on::<ImageDelete, _, _>(&[], delete)
+}
+
+async fn list(app: Arc<App>, _: Call<Empty>) -> Result<ImageListResult, Failure> {
+    Ok(ImageListResult {
+        images: app.shelf.images().await?,
+    })
+}
+
+async fn register(
+    app: Arc<App>,
+    call: Call<ImageRegisterParams>,
+) -> Result<ImageShowResult, Failure> {
+    Ok(ImageShowResult {
+        image: app.shelf.register(call.body).await?,
+    })
+}
+
+async fn build(app: Arc<App>, call: Call<ImageBuildParams>) -> Result<OperationResult, Failure> {
+    let wanted = NewImage::of(&call.body)?;
+    app.shelf.can_build(&wanted).await?;
+    let subject = Subject {
+        vm: None,
+        image: Some((String::new(), wanted.name().to_owned())),
+    };
+    let handle = app
+        .operations
+        .begin("image.build", subject, &call.op)
+        .await?;
+    let log = app.shelf.build_log(wanted.name()).display().to_string();
+    handle.edit(|operation| operation.build_log_path = Some(log));
+    let (shelf, work) = (app.shelf.clone(), handle.clone());
+    app.work(handle.clone(), async move {
+        let image = shelf.build_image(wanted, &work).await?;
+        Ok(Outcome {
+            image: Some(image),
+            ..Outcome::default()
+        })
+    });
+    accepted(&app, &call.query, handle.operation()).await
+}
+
+async fn show(app: Arc<App>, call: Call<Empty>) -> Result<ImageShowResult, Failure> {
+    Ok(ImageShowResult {
+        image: app.shelf.image_shown(call.reference()).await?,
+    })
+}
+
+async fn delete(app: Arc<App>, call: Call<Empty>) -> Result<ImageShowResult, Failure> {
+    Ok(ImageShowResult {
+        image: app.shelf.delete_image(call.reference()).await?,
+    })
+}

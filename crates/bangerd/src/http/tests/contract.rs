@@ -1,0 +1,239 @@
+//! Every reply is what the document promises.
+
+use serde_json::Value;
+
+use super::{Answer, House};
+
+/// Checks a value against a schema of the document, as far as the document
+/// uses JSON Schema. Unknown fields are errors too: a reply says nothing that
+/// is not promised.
+fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
+    if let Some(reference) = schema["$ref"].as_str() {
+        let schema = document.pointer(reference.trim_start_matches('#'));
+        return check(
+            document,
+            schema.unwrap_or_else(|| panic!("{reference}")),
+            value,
+            at,
+        );
+    }
+    if let Some(choices) = schema
+        .get("oneOf")
+        .or(schema.get("anyOf"))
+        .and_then(Value::as_array)
+    {
+        if value.is_null() && choices.iter().any(|choice| choice["type"] == "null") {
+            return;
+        }
+        let real: Vec<_> = choices
+            .iter()
+            .filter(|choice| choice["type"] != "null")
+            .collect();
+        assert_eq!(real.len(), 1, "{at}: more than one kind of value: {schema}");
+        return check(document, real[0], value, at);
+    }
+    if let Some(names) = schema["enum"].as_array() {
+        assert!(names.contains(value), "{at}: {value} is none of {names:?}");
+    }
+    let kinds: Vec<&str> = match &schema["type"] {
+        Value::String(kind) => vec![kind],
+        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
+        _ => return,
+    };
+    let fits = |kind: &str| match kind {
+        "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        "null" => value.is_null(),
+        other => panic!("{at}: unknown type {other}"),
+    };
+    assert!(
+        kinds.iter().any(|kind| fits(kind)),
+        "{at}: {value} is no {kinds:?}"
+    );
+    if let Some(fields) = value.as_object() {
+        for name in schema["required"].as_array().into_iter().flatten() {
+            assert!(
+                fields.contains_key(name.as_str().unwrap()),
+                "{at}: no {name}"
+            );
+        }
+        for (name, field) in fields {
+            let at = format!("{at}.{name}");
+            match (
+                schema["properties"].get(name),
+                schema.get("additionalProperties"),
+            ) {
+                (Some(schema), _) | (None, Some(schema)) => check(document, schema, field, &at),
+                (None, None) => panic!("{at} is not in the document"),
+            }
+        }
+    }
+    for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+        check(document, &schema["items"], item, &format!("{at}[{index}]"));
+    }
+}
+
+struct Checked<'a> {
+    house: &'a House,
+    document: Value,
+    seen: Vec<String>,
+}
+
+impl Checked<'_> {
+    /// Asks, and holds the answer against the document's entry for `route`.
+    async fn ask(&mut self, method: &str, route: &str, path: &str, body: &str) -> Answer {
+        let answer = self.house.ask(method, path, body).await;
+        let at = format!("{method} {route}");
+        let operation = &self.document["paths"][route][method.to_lowercase()];
+        assert!(operation.is_object(), "{at} is not in the document");
+        let status = answer.status.as_u16().to_string();
+        let replies = &operation["responses"];
+        let reply = replies.get(&status).unwrap_or(&replies["default"]);
+        let schema = &reply["content"]["application/json"]["schema"];
+        assert!(schema.is_object(), "{at}: nothing promised for {status}");
+        check(&self.document, schema, &answer.json(), &at);
+        if answer.status.is_success() {
+            self.seen.push(at);
+        } else {
+            answer.code();
+        }
+        answer
+    }
+}
+
+#[tokio::test]
+async fn replies_are_what_the_document_promises() {
+    let house = House::new().await;
+    let document = house.get("/openapi.json").await;
+    let mut all = Checked {
+        house: &house,
+        document,
+        seen: Vec::new(),
+    };
+    let rootfs = house.place.path().join("root.ext4");
+    banger_images::ext4::empty(&rootfs, 256 << 20, "root", None, false).unwrap();
+
+    for path in [
+        "/ping",
+        "/system",
+        "/system/doctor",
+        "/vms",
+        "/images",
+        "/kernels",
+        "/operations",
+    ] {
+        all.ask("GET", &format!("/v1{path}"), &format!("/v1{path}"), "")
+            .await;
+    }
+    let body = format!(
+        "{{\"name\":\"mine\",\"rootfs_path\":\"{}\"}}",
+        rootfs.display()
+    );
+    all.ask("POST", "/v1/images/register", "/v1/images/register", &body)
+        .await;
+    all.ask("GET", "/v1/images", "/v1/images", "").await;
+    all.ask("GET", "/v1/images/{image}", "/v1/images/mine", "")
+        .await;
+    all.ask("DELETE", "/v1/images/{image}", "/v1/images/mine", "")
+        .await;
+    all.ask("DELETE", "/v1/images/{image}", "/v1/images/mine", "")
+        .await;
+    all.ask("POST", "/v1/images/build", "/v1/images/build", "{}")
+        .await;
+    all.ask("GET", "/v1/kernels/{kernel}", "/v1/kernels/no", "")
+        .await;
+    all.ask("DELETE", "/v1/kernels/{kernel}", "/v1/kernels/no", "")
+        .await;
+    all.ask("POST", "/v1/kernels/pull", "/v1/kernels/pull", "{}")
+        .await;
+    let body = r#"{"name":"k","from_dir":"/nonexistent"}"#;
+    all.ask("POST", "/v1/kernels/import", "/v1/kernels/import", body)
+        .await;
+
+    let body = r#"{"name":"box","memory_mib":256}"#;
+    let made = all
+        .ask("POST", "/v1/vms", "/v1/vms?wait=30s", body)
+        .await
+        .json();
+    assert_eq!(made["operation"]["success"], true, "{made}");
+    let id = made["operation"]["id"].as_str().unwrap().to_owned();
+    all.ask("GET", "/v1/operations", "/v1/operations", "").await;
+    all.ask(
+        "GET",
+        "/v1/operations/{id}",
+        &format!("/v1/operations/{id}?wait=1s"),
+        "",
+    )
+    .await;
+    all.ask(
+        "DELETE",
+        "/v1/operations/{id}",
+        &format!("/v1/operations/{id}"),
+        "",
+    )
+    .await;
+    all.ask("GET", "/v1/vms", "/v1/vms?state=running", "").await;
+    for what in ["", "/stats", "/logs", "/health", "/ping"] {
+        all.ask(
+            "GET",
+            &format!("/v1/vms/{{vm}}{what}"),
+            &format!("/v1/vms/box{what}"),
+            "",
+        )
+        .await;
+    }
+    all.ask(
+        "PATCH",
+        "/v1/vms/{vm}",
+        "/v1/vms/box",
+        r#"{"vcpu_count":1}"#,
+    )
+    .await;
+    for what in ["restart", "stop", "start", "kill"] {
+        let path = format!("/v1/vms/box/{what}?wait=30s");
+        let answer = all
+            .ask("POST", &format!("/v1/vms/{{vm}}/{what}"), &path, "")
+            .await;
+        assert_eq!(
+            answer.json()["operation"]["success"],
+            true,
+            "{what}: {}",
+            answer.json()
+        );
+    }
+    all.ask(
+        "PATCH",
+        "/v1/vms/{vm}",
+        "/v1/vms/box",
+        r#"{"vcpu_count":1,"name":"crate"}"#,
+    )
+    .await;
+    all.ask("DELETE", "/v1/vms/{vm}", "/v1/vms/crate?wait=30s", "")
+        .await;
+    all.ask("POST", "/v1/system/shutdown", "/v1/system/shutdown", "{}")
+        .await;
+
+    // The rest need a network, so only their refusals were seen.
+    let mut seen = all.seen;
+    seen.sort();
+    seen.dedup();
+    let missing: Vec<String> = banger_api::endpoint::ALL
+        .iter()
+        .map(|(method, path, _)| format!("{} /v1{path}", method.name()))
+        .filter(|route| !seen.contains(route))
+        .collect();
+    assert_eq!(
+        missing,
+        [
+            "POST /v1/images/build",
+            "POST /v1/kernels/pull",
+            "POST /v1/kernels/import",
+            "GET /v1/kernels/{kernel}",
+            "DELETE /v1/kernels/{kernel}",
+        ]
+    );
+}

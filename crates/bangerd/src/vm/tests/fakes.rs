@@ -1,0 +1,624 @@
+//! A host, engines and guests made of memory.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use banger_api::error::Code;
+use banger_engine::machine::{Abilities, Acceleration, End, Facts, Machine, Transport};
+use banger_model::{Holding, VmId};
+use banger_wire::agent::{Boot, Booted, EndReason, Ended, Event, Exec, Health, Init, Pong, Stop};
+use banger_wire::frames::Frame;
+use tokio::sync::{mpsc, watch};
+
+use crate::failure::Failure;
+use crate::ports::{
+    Artifacts, BootImage, BootKernel, Engine, EventStream, ExecStream, Guest, Host, Progress,
+    Running, Usage, Want,
+};
+use crate::seam::power::Power;
+
+/// What tests may turn.
+#[derive(Debug, Clone)]
+pub(crate) struct Knobs {
+    /// Launches whose agent never says hello.
+    pub(crate) mute_launches: u32,
+    pub(crate) sync_hangs: bool,
+    pub(crate) stop_ignored: bool,
+    pub(crate) ping_hangs: bool,
+    pub(crate) launch_fails: Option<Failure>,
+    pub(crate) image_fails: Option<Failure>,
+    pub(crate) boot_fails: bool,
+    pub(crate) image_hangs: bool,
+    pub(crate) hello_hangs: bool,
+    pub(crate) kvm: bool,
+    pub(crate) console: Vec<String>,
+    pub(crate) stuck: Option<Holding>,
+    pub(crate) free_bytes: u64,
+    pub(crate) available: u64,
+    pub(crate) unusable: Option<Failure>,
+}
+
+impl Default for Knobs {
+    fn default() -> Self {
+        Self {
+            mute_launches: 0,
+            sync_hangs: false,
+            stop_ignored: false,
+            ping_hangs: false,
+            launch_fails: None,
+            image_fails: None,
+            boot_fails: false,
+            image_hangs: false,
+            hello_hangs: false,
+            kvm: false,
+            console: Vec::new(),
+            stuck: None,
+            free_bytes: 100 << 30,
+            available: 64 << 30,
+            unusable: None,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct World {
+    state: Mutex<State>,
+    /// Moves whenever a knob is turned.
+    turned: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    knobs: Knobs,
+    things: BTreeSet<(String, Holding)>,
+    engines: HashMap<String, Arc<FakeRun>>,
+    launches: u32,
+    boots: Vec<Boot>,
+    execs: Vec<(Exec, mpsc::Sender<Frame>)>,
+    signals: Vec<String>,
+    violations: Vec<String>,
+}
+
+impl World {
+    pub(crate) fn turn(&self, edit: impl FnOnce(&mut Knobs)) {
+        edit(&mut self.state.lock().unwrap().knobs);
+        self.turned.send_modify(|count| *count += 1);
+    }
+
+    fn knobs(&self) -> Knobs {
+        self.state.lock().unwrap().knobs.clone()
+    }
+
+    /// Waits as long as a knob says so.
+    async fn while_knob(&self, hangs: impl Fn(&Knobs) -> bool) {
+        let mut turned = self.turned.subscribe();
+        while hangs(&self.knobs()) {
+            turned.changed().await.unwrap();
+        }
+    }
+
+    pub(crate) fn things(&self) -> Vec<(String, Holding)> {
+        self.state.lock().unwrap().things.iter().cloned().collect()
+    }
+
+    pub(crate) fn violations(&self) -> Vec<String> {
+        self.state.lock().unwrap().violations.clone()
+    }
+
+    pub(crate) fn launches(&self) -> u32 {
+        self.state.lock().unwrap().launches
+    }
+
+    pub(crate) fn boots(&self) -> Vec<Boot> {
+        self.state.lock().unwrap().boots.clone()
+    }
+
+    pub(crate) fn signals(&self) -> Vec<String> {
+        self.state.lock().unwrap().signals.clone()
+    }
+
+    /// The command that was sent last, and the end that its output comes from.
+    pub(crate) fn last_exec(&self) -> (Exec, mpsc::Sender<Frame>) {
+        self.state
+            .lock()
+            .unwrap()
+            .execs
+            .pop()
+            .expect("a command was sent")
+    }
+
+    pub(crate) fn engine(&self, vm: &str) -> Arc<FakeRun> {
+        self.state.lock().unwrap().engines[vm].clone()
+    }
+
+    pub(crate) fn engines(&self) -> usize {
+        self.state.lock().unwrap().engines.len()
+    }
+
+    fn remove(&self, vm: &str, holding: Holding) {
+        let mut state = self.state.lock().unwrap();
+        for above in Holding::ALL {
+            if holding.carries(above) && state.things.contains(&(vm.to_owned(), above)) {
+                state
+                    .violations
+                    .push(format!("{holding:?} was given back under {above:?}"));
+            }
+        }
+        state.things.remove(&(vm.to_owned(), holding));
+    }
+
+    fn add(&self, vm: &str, holding: Holding) {
+        let mut state = self.state.lock().unwrap();
+        for below in Holding::ALL {
+            if below.carries(holding) && !state.things.contains(&(vm.to_owned(), below)) {
+                state
+                    .violations
+                    .push(format!("{holding:?} was taken without {below:?}"));
+            }
+        }
+        state.things.insert((vm.to_owned(), holding));
+    }
+}
+
+pub(crate) struct FakeHost {
+    pub(crate) world: Arc<World>,
+    pub(crate) power: Arc<Power>,
+}
+
+#[async_trait]
+impl Host for FakeHost {
+    fn cgroup(&self, vm: &VmId) -> Option<PathBuf> {
+        Some(Path::new("/cgroup").join(vm.as_str()))
+    }
+
+    async fn take(&self, vm: &VmId, holding: Holding, _: &Want) -> Result<(), Failure> {
+        self.power.hold().await;
+        self.world.add(vm.as_str(), holding);
+        Ok(())
+    }
+
+    async fn give_back(
+        &self,
+        vm: &VmId,
+        holding: Holding,
+        cgroup: Option<&Path>,
+    ) -> Result<(), Failure> {
+        self.power.hold().await;
+        if self.world.knobs().stuck == Some(holding) {
+            return Err(Failure::new(
+                Code::Internal,
+                format!("{} is stuck", holding.name()),
+            ));
+        }
+        if holding == Holding::Cgroup && cgroup.is_none() {
+            return Ok(());
+        }
+        self.world.remove(vm.as_str(), holding);
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> Result<u64, Failure> {
+        Ok(self.world.knobs().free_bytes)
+    }
+
+    fn memory(&self) -> Result<(u64, u64), Failure> {
+        Ok((self.world.knobs().available, 64 << 30))
+    }
+
+    fn length(&self, _: &Path) -> u64 {
+        0
+    }
+
+    fn allocated(&self, _: &Path) -> Option<u64> {
+        Some(4096)
+    }
+
+    fn tail(&self, _: &Path, _: u64, lines: usize) -> Vec<String> {
+        let all = self.world.knobs().console;
+        all[all.len().saturating_sub(lines)..].to_vec()
+    }
+
+    fn written_at(&self, _: &Path) -> Option<i64> {
+        Some(crate::operation::now_seconds() + 60)
+    }
+
+    fn trim_console(&self, _: &Path) {}
+}
+
+pub(crate) struct FakeEngines {
+    pub(crate) world: Arc<World>,
+    pub(crate) power: Arc<Power>,
+}
+
+#[async_trait]
+impl Engine for FakeEngines {
+    async fn launch(&self, machine: &Machine) -> Result<Facts, Failure> {
+        self.power.hold().await;
+        if let Some(failure) = self.world.knobs().launch_fails {
+            return Err(failure);
+        }
+        self.world.add(&machine.id, Holding::Engine);
+        let mut state = self.world.state.lock().unwrap();
+        if state.engines.contains_key(&machine.id) {
+            state.violations.push("two engines of one VM".into());
+        }
+        state.launches += 1;
+        let number = state.launches;
+        let mute = state.knobs.mute_launches > 0;
+        state.knobs.mute_launches = state.knobs.mute_launches.saturating_sub(1);
+        let kvm = state.knobs.kvm;
+        let run = FakeRun {
+            id: machine.id.clone(),
+            boot_id: format!("boot-{number}"),
+            mute,
+            end: watch::Sender::new(None),
+            news: watch::Sender::new(vec![Event::Healthy]),
+            line: watch::Sender::new(0),
+            paused: watch::Sender::new(false),
+        };
+        state.engines.insert(machine.id.clone(), Arc::new(run));
+        Ok(Facts {
+            engine: "fake".into(),
+            version: "1".into(),
+            acceleration: if kvm {
+                Acceleration::Kvm
+            } else {
+                Acceleration::Tcg
+            },
+            pid: number,
+            start_ticks: 0,
+            host_boot_id: String::new(),
+            executable: PathBuf::new(),
+            id: machine.id.clone(),
+            run_dir: machine.run_dir.clone(),
+            cgroup: machine.cgroup.clone(),
+            drives: machine
+                .drives
+                .iter()
+                .map(|drive| drive.serial.clone())
+                .collect(),
+        })
+    }
+
+    async fn attach(&self, facts: &Facts) -> Result<Option<Arc<dyn Running>>, Failure> {
+        self.power.hold().await;
+        let found = self
+            .world
+            .state
+            .lock()
+            .unwrap()
+            .engines
+            .get(&facts.id)
+            .cloned();
+        Ok(found.filter(|run| run.end.borrow().is_none()).map(|run| {
+            Arc::new(Handle {
+                run,
+                world: self.world.clone(),
+                power: self.power.clone(),
+            }) as Arc<dyn Running>
+        }))
+    }
+
+    async fn sweep(&self, id: &str, _: &Path, _: Option<&Path>) -> Result<(), Failure> {
+        self.power.hold().await;
+        if self.world.knobs().stuck == Some(Holding::Engine) {
+            return Err(Failure::new(Code::Internal, "the engine is stuck"));
+        }
+        let run = self.world.state.lock().unwrap().engines.remove(id);
+        if let Some(run) = run {
+            run.die("killed", false);
+        }
+        self.world.remove(id, Holding::Engine);
+        Ok(())
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            pause: true,
+            resize_disk: true,
+        }
+    }
+
+    async fn usable(&self, _: &str) -> Result<(), Failure> {
+        self.world.knobs().unusable.map_or(Ok(()), Err)
+    }
+}
+
+/// An engine process and its guest.
+pub(crate) struct FakeRun {
+    id: String,
+    boot_id: String,
+    mute: bool,
+    end: watch::Sender<Option<End>>,
+    news: watch::Sender<Vec<Event>>,
+    /// Raised when the connection breaks.
+    line: watch::Sender<u32>,
+    pub(crate) paused: watch::Sender<bool>,
+}
+
+impl FakeRun {
+    pub(crate) fn die(&self, reason: &str, by_guest: bool) {
+        self.end.send_if_modified(|end| {
+            let first = end.is_none();
+            if first {
+                *end = Some(End {
+                    by_guest,
+                    reason: reason.into(),
+                });
+            }
+            first
+        });
+    }
+
+    /// The guest ends, and says so before.
+    pub(crate) fn end_with_word(&self, reason: EndReason) {
+        let ended = Ended {
+            reason,
+            status: "as told".into(),
+            clean: true,
+        };
+        self.news.send_modify(|news| news.push(Event::Ended(ended)));
+        self.die("reset", true);
+    }
+
+    pub(crate) fn break_line(&self) {
+        self.line.send_modify(|line| *line += 1);
+    }
+}
+
+struct Handle {
+    run: Arc<FakeRun>,
+    world: Arc<World>,
+    power: Arc<Power>,
+}
+
+#[async_trait]
+impl Running for Handle {
+    async fn guest(&self, _: [u8; 32]) -> Result<Arc<dyn Guest>, Failure> {
+        self.power.hold().await;
+        self.world.while_knob(|knobs| knobs.hello_hangs).await;
+        if self.run.mute || self.run.end.borrow().is_some() {
+            std::future::pending::<()>().await;
+        }
+        Ok(Arc::new(FakeGuest {
+            run: self.run.clone(),
+            world: self.world.clone(),
+            power: self.power.clone(),
+            line: *self.run.line.borrow(),
+        }))
+    }
+
+    async fn ended(&self) -> End {
+        let mut end = self.run.end.subscribe();
+        let found = end
+            .wait_for(Option::is_some)
+            .await
+            .unwrap()
+            .clone()
+            .unwrap();
+        self.power.hold().await;
+        found
+    }
+
+    async fn pause(&self) -> Result<(), Failure> {
+        self.power.hold().await;
+        self.run.paused.send_replace(true);
+        Ok(())
+    }
+
+    async fn resume(&self) -> Result<(), Failure> {
+        self.power.hold().await;
+        self.run.paused.send_replace(false);
+        Ok(())
+    }
+
+    async fn kill(&self, signal: &str) -> Result<(), Failure> {
+        self.power.hold().await;
+        self.world
+            .state
+            .lock()
+            .unwrap()
+            .signals
+            .push(signal.to_owned());
+        self.run.die(&format!("signal {signal}"), false);
+        Ok(())
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        let lives = self.run.end.borrow().is_none();
+        lives.then_some(Usage {
+            cpu_us: 1000,
+            rss_bytes: 1 << 20,
+            vsz_bytes: 1 << 30,
+        })
+    }
+}
+
+struct FakeGuest {
+    run: Arc<FakeRun>,
+    world: Arc<World>,
+    power: Arc<Power>,
+    line: u32,
+}
+
+impl FakeGuest {
+    fn broken(&self) -> Failure {
+        Failure::new(
+            Code::GuestUnreachable,
+            format!("the line of {} broke", self.run.id),
+        )
+    }
+}
+
+#[async_trait]
+impl Guest for FakeGuest {
+    fn boot_id(&self) -> String {
+        self.run.boot_id.clone()
+    }
+
+    async fn boot(&self, boot: &Boot) -> Result<Booted, Failure> {
+        self.power.hold().await;
+        if self.world.knobs().boot_fails {
+            return Err(Failure::new(Code::GuestFailed, "no disk \"root\""));
+        }
+        self.world.state.lock().unwrap().boots.push(boot.clone());
+        Ok(Booted {
+            agent_version: "1".into(),
+            kernel_version: "6.1".into(),
+            boot_id: self.run.boot_id.clone(),
+            init: Init::Stub,
+            warnings: Vec::new(),
+            stages: Vec::new(),
+        })
+    }
+
+    async fn health(&self) -> Result<Health, Failure> {
+        Ok(Health {
+            booted: true,
+            healthy: true,
+        })
+    }
+
+    async fn ping(&self) -> Result<Pong, Failure> {
+        self.power.hold().await;
+        self.world.while_knob(|knobs| knobs.ping_hangs).await;
+        Ok(Pong {
+            agent_version: "1".into(),
+            commands: 0,
+        })
+    }
+
+    async fn sync(&self) -> Result<(), Failure> {
+        self.power.hold().await;
+        self.world.while_knob(|knobs| knobs.sync_hangs).await;
+        Ok(())
+    }
+
+    async fn stop(&self, _: &Stop) -> Result<(), Failure> {
+        self.power.hold().await;
+        if !self.world.knobs().stop_ignored {
+            self.run.end_with_word(EndReason::Stop);
+        }
+        Ok(())
+    }
+
+    async fn set_clock(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn acknowledge_end(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn events(&self) -> Result<Box<dyn EventStream>, Failure> {
+        if *self.run.line.borrow() != self.line {
+            return Err(self.broken());
+        }
+        Ok(Box::new(FakeEvents {
+            run: self.run.clone(),
+            next: 0,
+            line: self.line,
+        }))
+    }
+
+    async fn exec(&self, exec: Exec) -> Result<ExecStream, Failure> {
+        let (input, _) = mpsc::channel(4);
+        let (sender, output) = mpsc::channel(4);
+        self.world.state.lock().unwrap().execs.push((exec, sender));
+        Ok(ExecStream { input, output })
+    }
+
+    async fn lost(&self) {
+        let mut line = self.run.line.subscribe();
+        let _ = line.wait_for(|line| *line != self.line).await;
+    }
+}
+
+struct FakeEvents {
+    run: Arc<FakeRun>,
+    next: usize,
+    line: u32,
+}
+
+#[async_trait]
+impl EventStream for FakeEvents {
+    async fn next(&mut self) -> Option<Event> {
+        let mut news = self.run.news.subscribe();
+        let mut line = self.run.line.subscribe();
+        let mut end = self.run.end.subscribe();
+        loop {
+            if *line.borrow_and_update() != self.line {
+                return None;
+            }
+            if let Some(event) = news.borrow_and_update().get(self.next).cloned() {
+                self.next += 1;
+                return Some(event);
+            }
+            if end.borrow_and_update().is_some() {
+                return None;
+            }
+            tokio::select! {
+                _ = news.changed() => {}
+                _ = line.changed() => {}
+                _ = end.changed() => {}
+            }
+        }
+    }
+}
+
+pub(crate) struct FakeArtifacts {
+    pub(crate) world: Arc<World>,
+}
+
+#[async_trait]
+impl Artifacts for FakeArtifacts {
+    async fn image(
+        &self,
+        reference: Option<&str>,
+        progress: &dyn Progress,
+    ) -> Result<BootImage, Failure> {
+        progress.stage("pull_image", "");
+        self.world.while_knob(|knobs| knobs.image_hangs).await;
+        if let Some(failure) = self.world.knobs().image_fails {
+            return Err(failure);
+        }
+        let name = reference.unwrap_or("debian-bookworm").to_owned();
+        Ok(BootImage {
+            id: "image-1".into(),
+            name,
+            env: vec!["A=b=c".into(), "bare".into()],
+            ..BootImage::default()
+        })
+    }
+
+    async fn kernel(
+        &self,
+        name: Option<&str>,
+        _: &BootImage,
+        _: &dyn Progress,
+    ) -> Result<BootKernel, Failure> {
+        self.kernel_for_start(name.unwrap_or("6.1")).await
+    }
+
+    async fn image_for_start(&self, id: &str) -> Result<BootImage, Failure> {
+        if let Some(failure) = self.world.knobs().image_fails {
+            return Err(failure);
+        }
+        Ok(BootImage {
+            id: id.into(),
+            ..BootImage::default()
+        })
+    }
+
+    async fn kernel_for_start(&self, name: &str) -> Result<BootKernel, Failure> {
+        Ok(BootKernel {
+            name: name.into(),
+            vmlinux: "/vmlinux".into(),
+            initramfs: "/initramfs".into(),
+            modules: Some("/modules.ext4".into()),
+            transport: Transport::Mmio,
+        })
+    }
+}

@@ -1,0 +1,322 @@
+//! Images and kernels: built, pulled, imported, registered, and booted
+//! without any way to the outside.
+
+use std::time::Duration;
+
+use e2e::{Call, House, Kernel, Root, census, disk, fixture, wait};
+
+const LONG: Duration = Duration::from_secs(900);
+
+#[test]
+fn a_suite_becomes_an_image_that_boots_offline() {
+    for (suite, root, release) in [
+        ("bookworm", Root::Bookworm, "12"),
+        ("trixie", Root::Trixie, "13"),
+    ] {
+        // The shared fixture is banger's own product, made by this very verb.
+        let file = fixture::root(root);
+        disk::assert_clean(&file);
+        let house = House::with(root, Kernel::Old);
+        if !house.go_offline() {
+            println!("this user may not make a network namespace: booted online");
+        }
+        let done = house
+            .call([
+                "run",
+                "--rm",
+                "--memory",
+                "512",
+                "--",
+                "sh",
+                "-c",
+                ". /etc/os-release; echo $ID $VERSION_ID",
+            ])
+            .run()
+            .ok();
+        assert_eq!(done.line(), format!("debian {release}"), "{suite}");
+        let tools = "for t in systemctl dbus-daemon ps ip less vi git curl jq tmux; do command -v $t >/dev/null || echo missing $t; done; test -s /etc/ssl/certs/ca-certificates.crt || echo missing certificates";
+        let done = house
+            .call(["run", "--rm", "--memory", "512", "--", "sh", "-c", tools])
+            .run()
+            .ok();
+        assert_eq!(done.out(), "", "{suite}");
+        let owners = house
+            .call([
+                "run",
+                "--rm",
+                "--memory",
+                "512",
+                "--",
+                "sh",
+                "-c",
+                "stat -c '%u:%g:%a %n' /etc/shadow /usr/bin/passwd /bin/su /tmp /root",
+            ])
+            .run()
+            .ok()
+            .out();
+        assert_eq!(
+            owners,
+            "0:42:640 /etc/shadow\n0:0:4755 /usr/bin/passwd\n0:0:4755 /bin/su\n0:0:1777 /tmp\n0:0:700 /root\n",
+            "{suite}"
+        );
+    }
+}
+
+#[test]
+fn an_image_is_built_with_packages_shown_used_and_deleted() {
+    let house = House::new();
+    let kernel = house.kernel(Kernel::Old);
+    let before = house.census();
+    let build = house
+        .call([
+            "image",
+            "build",
+            "tiny",
+            "--suite",
+            "bookworm",
+            "--package",
+            "bc",
+        ])
+        .limit(LONG)
+        .start();
+    // A second build of the same name is refused while it runs; a VM of another image is not held up.
+    wait::until_true("the build runs", Duration::from_secs(60), || {
+        let list = house.banger("operation list --json").ok().json();
+        list["operations"].as_array().is_some_and(|l| {
+            l.iter()
+                .any(|op| op["kind"] == "image.build" && op["done"] == false)
+        })
+    });
+    let image = house.image(Root::Bare);
+    let _ = house
+        .call([
+            "run", "--rm", "--image", &image, "--kernel", &kernel, "--", "true",
+        ])
+        .run()
+        .ok();
+    let done = build.wait().ok();
+    println!("built in {:.0} s", done.took.as_secs_f32());
+    let shown = house.banger("image show tiny --json").ok().json();
+    assert_eq!(shown["image"]["managed"], true, "{shown}");
+    let file = shown["image"]["rootfs_path"]
+        .as_str()
+        .expect("a path")
+        .to_owned();
+    disk::assert_clean(file.as_ref());
+    let done = house
+        .call([
+            "run",
+            "--rm",
+            "--memory",
+            "512",
+            "--image",
+            "tiny",
+            "--",
+            "sh",
+            "-c",
+            "echo 6*7 | bc",
+        ])
+        .run()
+        .ok();
+    assert_eq!(done.line(), "42");
+    // In use it stays; then it goes with its files.
+    let _ = house
+        .banger("create --name box --image tiny --no-start")
+        .ok();
+    let _ = house.banger("image delete tiny").expect(4).says("box");
+    let _ = house.banger("rm box").ok();
+    let _ = house.banger("image delete tiny").ok();
+    let _ = house.banger("image delete bare").ok();
+    assert!(
+        fixture::root(Root::Bare).exists(),
+        "a registered file is its owner's"
+    );
+    house.assert_as_before(&before, Duration::from_secs(5));
+}
+
+#[test]
+fn a_build_that_is_interrupted_leaves_nothing_and_can_be_repeated() {
+    let house = House::new();
+    let _ = house.banger("list").ok();
+    let before = house.census();
+    for wait_for in ["mmdebstrap", "apt"] {
+        let build = house
+            .call(["image", "build", "cut", "--suite", "trixie"])
+            .limit(LONG)
+            .start();
+        wait::until_true("a tool of the build runs", Duration::from_secs(120), || {
+            house
+                .processes()
+                .iter()
+                .any(|p| p.command.contains(wait_for))
+        });
+        build.ctrl_c();
+        let _ = build.wait().expect(130);
+        let _ = house.banger("image show cut").expect(3);
+        house.assert_as_before(&before, Duration::from_secs(10));
+    }
+    // Killing the daemon is no different.
+    let build = house
+        .call(["image", "build", "cut", "--suite", "trixie"])
+        .limit(LONG)
+        .start();
+    wait::until_true("a tool of the build runs", Duration::from_secs(120), || {
+        house
+            .processes()
+            .iter()
+            .any(|p| p.command.contains("mmdebstrap"))
+    });
+    house.kill_daemon();
+    let _ = build.wait();
+    let _ = house.banger("list").ok();
+    house.assert_as_before(&before, Duration::from_secs(15));
+    let failed = house.banger("image build wrong --suite nosuchsuite");
+    assert!(failed.code == 70 || failed.code == 3, "{failed}");
+    let _ = house.banger("image show wrong").expect(3);
+}
+
+#[test]
+fn kernels_are_pulled_from_debian_by_package() {
+    let house = House::new();
+    let _ = house.banger("list").ok();
+    for kernel in Kernel::ALL {
+        let done = house
+            .call(["kernel", "pull", &format!("deb:{}", kernel.package())])
+            .limit(LONG)
+            .run()
+            .ok();
+        println!("{} in {:.0} s", done.line(), done.took.as_secs_f32());
+        assert!(!done.err().contains('\u{1b}'), "no terminal, no colours");
+    }
+    let list = house.banger("kernel list --json").ok().json();
+    let entries = list["entries"].as_array().cloned().unwrap_or_default();
+    assert_eq!(entries.len(), 2, "{list}");
+    for entry in &entries {
+        let name = entry["name"].as_str().expect("a name");
+        let source = entry["source"].as_str().expect("a source");
+        assert!(
+            name.contains("-cloud-amd64") && !name.starts_with("linux-image"),
+            "{name}"
+        );
+        assert!(
+            source.starts_with(&format!("deb:linux-image-{name}=")),
+            "named after the resolved package: {source}"
+        );
+        assert_eq!(entry["kernel_version"].as_str(), Some(name));
+        let vmlinux =
+            std::fs::read(entry["kernel_path"].as_str().expect("a path")).expect("it is there");
+        assert_eq!(&vmlinux[..4], b"\x7fELF");
+        assert_eq!(entry["sha256"].as_str().map(str::len), Some(64));
+    }
+    // Again is refused, forced is done.
+    let again = format!("kernel pull deb:{}", Kernel::Old.package());
+    let _ = house.banger(&again).expect(4).says("hint: ");
+    let _ = house
+        .call(["kernel", "pull", "deb:linux-image-nosuch-amd64"])
+        .limit(LONG)
+        .run()
+        .expect(3);
+    // The newest by version is the default.
+    let image = house.image(Root::Bare);
+    let release = house
+        .call(["run", "--rm", "--image", &image, "--", "uname", "-r"])
+        .run()
+        .ok()
+        .line();
+    assert!(release.starts_with(Kernel::New.version()), "{release}");
+    let _ = house.call(["kernel", "rm", &release]).run().ok();
+    let release = house
+        .call(["run", "--rm", "--image", &image, "--", "uname", "-r"])
+        .run()
+        .ok()
+        .line();
+    assert!(release.starts_with(Kernel::Old.version()), "{release}");
+}
+
+#[test]
+fn kernels_are_imported_from_a_directory_and_unusable_ones_refused() {
+    let house = House::new();
+    let tree = house.dir().join("home/kernel");
+    let deb = fixture::kernel_deb(Kernel::New);
+    if census::which("dpkg-deb").is_none() {
+        e2e::skip!("no dpkg-deb here");
+    }
+    let _ = Call::new(
+        "dpkg-deb",
+        ["-x".as_ref(), deb.as_os_str(), tree.as_os_str()],
+    )
+    .run()
+    .ok();
+    let _ = house
+        .call([
+            "kernel".as_ref(),
+            "import".as_ref(),
+            "fromdir".as_ref(),
+            "--from".as_ref(),
+            tree.as_os_str(),
+        ])
+        .run()
+        .ok();
+    let image = house.image(Root::Bare);
+    let release = house
+        .call([
+            "run", "--rm", "--image", &image, "--kernel", "fromdir", "--", "uname", "-r",
+        ])
+        .run()
+        .ok()
+        .line();
+    assert!(release.starts_with(Kernel::New.version()), "{release}");
+    // Without the driver of its disks a kernel is no use, and is told so by name.
+    let script = "find . -name 'virtio_blk.ko*' -delete; find . -name 'modules.dep*' -delete; sed -i '/virtio_blk/d' $(find . -name modules.order) $(find . -name modules.builtin)";
+    let _ = Call::new("sh", ["-c", script]).within(&tree).run().ok();
+    let before = house.census();
+    let _ = house
+        .call([
+            "kernel".as_ref(),
+            "import".as_ref(),
+            "lame".as_ref(),
+            "--from".as_ref(),
+            tree.as_os_str(),
+        ])
+        .run()
+        .expect(2)
+        .says("virtio");
+    house.assert_as_before(&before, Duration::from_secs(2));
+}
+
+#[test]
+fn a_registered_file_that_changed_is_not_booted() {
+    let house = House::with(Root::Bare, Kernel::Old);
+    let copy = house.dir().join("home/copy.ext4");
+    let _ = Call::new(
+        "cp",
+        [
+            "--sparse=always".as_ref(),
+            fixture::root(Root::Bare).as_os_str(),
+            copy.as_os_str(),
+        ],
+    )
+    .run()
+    .ok();
+    let _ = house
+        .call([
+            "image".as_ref(),
+            "register".as_ref(),
+            "--name".as_ref(),
+            "copy".as_ref(),
+            "--rootfs".as_ref(),
+            copy.as_os_str(),
+        ])
+        .run()
+        .ok();
+    let _ = house.banger("create --name box --image copy").ok();
+    let _ = house.banger("stop box").ok();
+    let _ = Call::new(
+        "touch",
+        ["-d".as_ref(), "2001-01-01".as_ref(), copy.as_os_str()],
+    )
+    .run()
+    .ok();
+    let _ = house.banger("start box").expect(4).says("copy");
+    assert_eq!(house.vms().len(), 1);
+}
