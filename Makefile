@@ -35,8 +35,8 @@ test:
 	$(CARGO) clippy --workspace --all-targets $(TEST_FEATURES) -- -D warnings
 	@$(MAKE) --no-print-directory agent
 	$(CARGO) build -p banger -p bangerd $(TEST_FEATURES)
-	@export BANGER_AGENT=$(CURDIR)/target/agent/banger-agent; \
-	if $(CARGO) nextest --version >/dev/null 2>&1; \
+	@cp -f target/agent/banger-agent target/debug/banger-agent
+	@if $(CARGO) nextest --version >/dev/null 2>&1; \
 	then $(CARGO) nextest run --workspace $(TEST_FEATURES); \
 	else $(CARGO) test --workspace $(TEST_FEATURES) -- --test-threads 2; fi
 

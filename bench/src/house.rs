@@ -127,7 +127,8 @@ impl House {
             tv_sec: 10,
             tv_nsec: 0,
         });
-        let wakeups = switches()? - before;
+        // A thread that ended takes its count along.
+        let wakeups = switches()?.saturating_sub(before);
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let rss = status
             .lines()

@@ -55,7 +55,7 @@ names! {
     /// Name of an image: `[a-z0-9][a-z0-9._-]{0,127}`.
     ImageName "image" "1 to 128 of a-z, 0-9, ., _ and -, beginning with a letter or digit" is_image_name;
     /// Name of a kernel: that of an image with capitals, and no `..`.
-    KernelName "kernel" "1 to 128 of A-Z, a-z, 0-9, ., _ and -, beginning with a letter or digit, without \"..\"" is_kernel_name;
+    KernelName "kernel" "1 to 128 of A-Z, a-z, 0-9, ., _, + and -, beginning with a letter or digit, without \"..\"" is_kernel_name;
 }
 
 fn is_vm_name(name: &str) -> bool {
@@ -81,7 +81,7 @@ fn is_kernel_name(name: &str) -> bool {
             .is_some_and(|b| b.is_ascii_alphanumeric())
         && name
             .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+            .all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b))
         && !name.contains("..")
 }
 

@@ -320,7 +320,7 @@ fn commands_do_not_wait_for_their_children(house: &House) {
         "",
         "the child lives on"
     );
-    let _ = house.sh("box", "pkill -f 'sleep 600'; true").ok();
+    let _ = house.sh("box", "killall sleep; true").ok();
 }
 
 fn a_client_that_goes_away_hangs_its_command_up(house: &House) {
@@ -356,7 +356,7 @@ fn a_client_that_goes_away_hangs_its_command_up(house: &House) {
     wait::until_true(
         "one that ignores it is killed",
         Duration::from_secs(25),
-        || house.sh("box", "pgrep -f 'sleep 700'").line().is_empty(),
+        || house.sh("box", "ps | grep '[s]leep 700'").line().is_empty(),
     );
 }
 

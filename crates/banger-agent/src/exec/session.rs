@@ -136,7 +136,10 @@ async fn live(
     };
     let is_heard = to.send(started.frame().to_bytes()).await.is_ok();
 
-    let end = match Attached::new(spawned.ends, pid) {
+    // Its output stays open until it is over, heard or not: a shell that is
+    // hung up would die of its own last words before its trap runs.
+    let mut attached = Attached::new(spawned.ends, pid);
+    let end = match &mut attached {
         Ok(attached) if is_heard => {
             attached
                 .run(&pidfd, frames, has_terminal, limit, alive, to)
@@ -151,13 +154,13 @@ async fn live(
     match end {
         End::Exit { exit_code } => Control::Exit { exit_code },
         End::Lost => {
-            // The streams are closed by now, which alone ends most commands.
             signal_session(pid, HUP);
             if timeout(KILL_AFTER, wait_for_child(&pidfd)).await.is_err() {
                 signal_session(pid, KILL);
                 let _ = wait_for_child(&pidfd).await;
             }
             alive.over();
+            drop(attached);
             refused("the stream was lost".to_owned())
         }
     }
@@ -177,7 +180,8 @@ enum End {
 /// The agent's side of a running command.
 struct Attached {
     outputs: Vec<(Channel, Edge)>,
-    input: Input,
+    /// Until it is being fed.
+    input: Option<Input>,
     pid: i32,
 }
 
@@ -208,17 +212,17 @@ impl Attached {
         };
         Ok(Self {
             outputs,
-            input: Input {
+            input: Some(Input {
                 to,
                 is_terminal,
                 group: pid,
-            },
+            }),
             pid,
         })
     }
 
     async fn run(
-        self,
+        &mut self,
         pidfd: &AsyncFd<OwnedFd>,
         frames: &mut Frames,
         has_terminal: bool,
@@ -226,11 +230,10 @@ impl Attached {
         alive: &Alive,
         to: &mpsc::Sender<Bytes>,
     ) -> End {
-        let Self {
-            outputs,
-            input,
-            pid,
-        } = self;
+        let Some(input) = self.input.take() else {
+            return End::Lost;
+        };
+        let (outputs, pid) = (&self.outputs, self.pid);
         let over = watch::Sender::new(None);
         let pumps = outputs
             .iter()

@@ -251,7 +251,7 @@ impl House {
 }
 
 pub(crate) fn not_found(reference: &str) -> Failure {
-    Failure::new(Code::NotFound, format!("no VM {reference:?}")).hint("banger list -a")
+    Failure::new(Code::NotFound, format!("no VM {reference:?}")).hint("banger list")
 }
 
 /// The state of a live VM, for an error.
