@@ -54,7 +54,8 @@ names! {
     VmName "VM" "1 to 63 of a-z, 0-9 and -, with no - at the ends" is_vm_name;
     /// Name of an image: `[a-z0-9][a-z0-9._-]{0,127}`.
     ImageName "image" "1 to 128 of a-z, 0-9, ., _ and -, beginning with a letter or digit" is_image_name;
-    /// Name of a kernel: that of an image with capitals, and no `..`.
+    /// Name of a kernel: that of an image with capitals and `+`, which Debian's
+    /// backported kernels have in their versions, and no `..`.
     KernelName "kernel" "1 to 128 of A-Z, a-z, 0-9, ., _, + and -, beginning with a letter or digit, without \"..\"" is_kernel_name;
 }
 
