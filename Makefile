@@ -34,7 +34,9 @@ test:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets $(TEST_FEATURES) -- -D warnings
 	@$(MAKE) --no-print-directory agent
-	$(CARGO) build -p banger -p bangerd $(TEST_FEATURES)
+# All of it at once: a part alone would choose other features of shared
+# libraries and build them a second time.
+	$(CARGO) build --workspace --all-targets $(TEST_FEATURES)
 	@cp -f target/agent/banger-agent target/debug/banger-agent
 	@if $(CARGO) nextest --version >/dev/null 2>&1; \
 	then $(CARGO) nextest run --workspace $(TEST_FEATURES); \

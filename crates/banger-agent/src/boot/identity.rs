@@ -31,9 +31,8 @@ pub(crate) fn kernel_version() -> String {
         .into_owned()
 }
 
-/// Sets clock, seed, hostname and the loopback link.
+/// Sets seed, hostname and the loopback link.
 pub(super) fn take(request: &Boot, warnings: &mut Warnings) {
-    warnings.note("clock", set_clock(request.clock_unix_ns));
     warnings.note("random seed", seed(&request.entropy_hex));
     let name = rustix::system::sethostname(request.hostname.as_bytes());
     warnings.note("hostname", name);

@@ -91,7 +91,19 @@ pub(crate) async fn run(agent: &Arc<Agent>, request: Boot) -> Result<Booted, Boo
         let mut warnings = Warnings::default();
         let root = assemble(&request, &mut warnings)?;
         stage_now("root");
-        let started = init::start(&request, &root)?;
+        let started = std::thread::scope(|scope| {
+            // Read by the init and by commands, which both run later.
+            let files = scope.spawn(|| {
+                let mut warnings = Warnings::default();
+                files::write(&root, &request, &mut warnings);
+                warnings
+            });
+            let started = init::start(&request, &root);
+            warnings
+                .0
+                .extend(files.join().map_err(|_| BootError::Aborted)?.0);
+            Ok::<_, BootError>(started?)
+        })?;
         Ok::<_, BootError>((request, started, warnings))
     })
     .await
@@ -113,16 +125,34 @@ pub(crate) async fn run(agent: &Arc<Agent>, request: Boot) -> Result<Booted, Boo
     Ok(booted)
 }
 
-/// Everything before the init: the root stands at [`mounts::ROOT`].
+/// Everything before the init: the root stands at [`mounts::ROOT`]. What the
+/// root does not rest on is made beside it, on another processor.
 fn assemble(request: &Boot, warnings: &mut Warnings) -> Result<root::Root, BootError> {
-    identity::take(request, warnings);
+    warnings.note("clock", identity::set_clock(request.clock_unix_ns));
     let devices = disks::find(&request.disks)?;
-    mounts::mount_disks(&devices, warnings)?;
+    mounts::mount_base(&devices)?;
+    stage_now("image");
+    let aside = || {
+        let mut warnings = Warnings::default();
+        identity::take(request, &mut warnings);
+        init::make_groups();
+        let modules = mounts::mount_modules(&devices, &mut warnings);
+        mounts::mount_work(&devices, request.fill_work, &mut warnings)?;
+        Ok::<_, BootError>((modules, warnings))
+    };
+    let (root, (modules, noted)) = std::thread::scope(|scope| {
+        let aside = scope.spawn(aside);
+        mounts::mount_overlay(&devices, warnings)?;
+        let root = mounts::mount_root()?;
+        mounts::bind_data(&root, warnings);
+        let aside = aside.join().map_err(|_| BootError::Aborted)??;
+        Ok::<_, BootError>((root, aside))
+    })?;
+    warnings.0.extend(noted.0);
     stage_now("disks");
-    let root = mounts::mount_root()?;
-    mounts::bind_work(&root, request.fill_work, warnings)?;
-    mounts::bind_modules(&root, &devices, warnings);
-    mounts::bind_data(&root, warnings);
-    files::write(&root, request, warnings);
+    mounts::bind_work(&root)?;
+    if modules {
+        mounts::bind_modules(&root, warnings);
+    }
     Ok(root)
 }

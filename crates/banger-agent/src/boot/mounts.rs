@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::fs::OFlags;
 use rustix::mount::{MountFlags, mount, mount_bind};
 
 use super::disks::{self, Devices};
@@ -52,34 +53,75 @@ fn directory(path: &str) -> Result<(), BootError> {
     fs::create_dir_all(path).map_err(|error| BootError::Prepare(path.to_owned(), error))
 }
 
-/// Mounts the drives aside and grows those that became larger.
-pub(super) fn mount_disks(devices: &Devices, warnings: &mut Warnings) -> Result<(), BootError> {
+fn drive(name: &str) -> String {
+    format!("/dev/{name}")
+}
+
+/// Mounts the image aside. It is never written, not even by a journal.
+pub(super) fn mount_base(devices: &Devices) -> Result<(), BootError> {
     for path in [ROOT, BASE, OVERLAY, WORK, MODULES] {
         directory(path)?;
     }
-    let drive = |name: &str| format!("/dev/{name}");
-    // The image is never written, not even by a journal.
-    mount_at(
-        &drive(&devices.root),
-        BASE,
+    let device = drive(&devices.root);
+    mount_at(&device, BASE, "ext4", MountFlags::RDONLY, "noload")
+}
+
+/// Mounts the overlay disk aside and grows it if it became larger.
+pub(super) fn mount_overlay(devices: &Devices, warnings: &mut Warnings) -> Result<(), BootError> {
+    let device = drive(&devices.overlay);
+    mount_at(&device, OVERLAY, "ext4", MountFlags::empty(), "")?;
+    let grown = disks::grow(&devices.overlay, OVERLAY);
+    warnings.note("growing the overlay disk", grown);
+    Ok(())
+}
+
+/// Mounts the work disk aside, grows it if it became larger, and fills it
+/// from the image when asked and still empty.
+pub(super) fn mount_work(
+    devices: &Devices,
+    fill: bool,
+    warnings: &mut Warnings,
+) -> Result<(), BootError> {
+    mount_at(&drive(&devices.work), WORK, "ext4", MountFlags::empty(), "")?;
+    warnings.note("growing the work disk", disks::grow(&devices.work, WORK));
+    if Path::new(HOME).exists() {
+        return Ok(());
+    }
+    let prepare = |error| BootError::Prepare(HOME.to_owned(), error);
+    // Filled under another name: cut short, it is filled again.
+    let _ = fs::remove_dir_all(HOME_BEFORE);
+    fs::create_dir(HOME_BEFORE).map_err(prepare)?;
+    let image = Root::open(BASE).and_then(|image| image.open_in("root", OFlags::DIRECTORY, 0));
+    match image {
+        Ok(home) => {
+            let home = Root::mount_path(&home);
+            let (home, before) = (Path::new(&home), Path::new(HOME_BEFORE));
+            if fill {
+                warnings.note("filling /root", copy::tree(home, before));
+            }
+            imitate(home, before).map_err(prepare)?;
+        }
+        // No home in the image: one of its own.
+        Err(_) => {
+            fs::set_permissions(HOME_BEFORE, fs::Permissions::from_mode(0o700)).map_err(prepare)?
+        }
+    }
+    fs::rename(HOME_BEFORE, HOME).map_err(prepare)
+}
+
+/// Mounts the kernel's modules aside; whether there are any.
+pub(super) fn mount_modules(devices: &Devices, warnings: &mut Warnings) -> bool {
+    let Some(device) = &devices.modules else {
+        return false;
+    };
+    let mounted = mount_at(
+        &drive(device),
+        MODULES,
         "ext4",
         MountFlags::RDONLY,
         "noload",
-    )?;
-    mount_at(
-        &drive(&devices.overlay),
-        OVERLAY,
-        "ext4",
-        MountFlags::empty(),
-        "",
-    )?;
-    mount_at(&drive(&devices.work), WORK, "ext4", MountFlags::empty(), "")?;
-    warnings.note(
-        "growing the overlay disk",
-        disks::grow(&devices.overlay, OVERLAY),
     );
-    warnings.note("growing the work disk", disks::grow(&devices.work, WORK));
-    Ok(())
+    warnings.note("kernel modules", mounted).is_some()
 }
 
 /// Mounts the overlay and the file systems that every guest has.
@@ -141,49 +183,18 @@ fn imitate(model: &Path, copy: &Path) -> io::Result<()> {
     fs::set_permissions(copy, fs::Permissions::from_mode(model.mode() & 0o7777))
 }
 
-/// Binds the work disk's home over the root's `/root`, filled from the image
-/// when asked and still empty.
-pub(super) fn bind_work(root: &Root, fill: bool, warnings: &mut Warnings) -> Result<(), BootError> {
+/// Binds the work disk's home over the root's `/root`.
+pub(super) fn bind_work(root: &Root) -> Result<(), BootError> {
     let home = root
         .make_dirs("root", 0o700)
         .map_err(|error| BootError::NotDirectory("root", error))?;
-    let image_home = Root::mount_path(&home);
-    let prepare = |error| BootError::Prepare(HOME.to_owned(), error);
-    if !Path::new(HOME).exists() {
-        // Filled under another name: cut short, it is filled again.
-        let _ = fs::remove_dir_all(HOME_BEFORE);
-        fs::create_dir(HOME_BEFORE).map_err(prepare)?;
-        if fill {
-            let image_home = Path::new(&image_home).to_owned();
-            warnings.note(
-                "filling /root",
-                copy::tree(&image_home, Path::new(HOME_BEFORE)),
-            );
-        }
-        imitate(Path::new(&image_home), Path::new(HOME_BEFORE)).map_err(prepare)?;
-        fs::rename(HOME_BEFORE, HOME).map_err(prepare)?;
-    }
-    mount_bind(HOME, image_home.as_str()).map_err(|error| BootError::Mount {
-        what: HOME.to_owned(),
-        target: "/root".to_owned(),
-        cause: error.into(),
-    })
+    bind_over(HOME, &home, "root")
 }
 
 /// Puts the kernel's modules where `modprobe` looks.
-pub(super) fn bind_modules(root: &Root, devices: &Devices, warnings: &mut Warnings) {
-    let Some(device) = &devices.modules else {
-        return;
-    };
+pub(super) fn bind_modules(root: &Root, warnings: &mut Warnings) {
     let path = format!("lib/modules/{}", identity::kernel_version());
     let bind = || -> Result<(), BootError> {
-        mount_at(
-            &format!("/dev/{device}"),
-            MODULES,
-            "ext4",
-            MountFlags::RDONLY,
-            "noload",
-        )?;
         let place = root
             .make_dirs(&path, 0o755)
             .map_err(|error| BootError::Prepare(format!("/{path}"), error))?;

@@ -45,7 +45,6 @@ mod flags {
 /// Makes the namespace and leaves its first process at the gate. Blocks for
 /// some milliseconds.
 pub(crate) fn start(request: &Boot, root: &Root) -> Result<Started, InitError> {
-    make_groups();
     let found = kind::find(root);
     let kind = found.as_ref().map_or(Kind::Stub, |found| found.kind);
     let notify = SocketAddr::from_abstract_name(NOTIFY)
@@ -238,7 +237,7 @@ fn wait_until_standing(
 
 /// The agent's control group and the parent of those of commands. Without
 /// them everything runs, in the root group.
-fn make_groups() {
+pub(crate) fn make_groups() {
     for path in [AGENT_GROUP, EXEC_GROUP] {
         if let Err(error) = fs::create_dir_all(path) {
             say(&format!("cannot make control group {path}: {error}"));

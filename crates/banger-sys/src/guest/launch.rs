@@ -1,18 +1,31 @@
 //! Starting a process from a plan made beforehand.
 //!
-//! The child of a raw `clone` in a program with threads may allocate nothing
-//! and take no lock, and glibc's own wrappers for user ids would wait for
-//! threads that the child does not have. So the parent prepares every path,
-//! string and pointer, and the child only walks the list of [`Step`]s with
-//! plain system calls and then executes. What failed comes back over a pipe
+//! ```text
+//! launch: signals blocked ─► clone, on our own memory ─► (asleep) ─► pid, pidfd, report
+//!                              └─ child: the steps in order ─► exec ─┘
+//! ```
+//!
+//! The child borrows the parent's memory until its program runs, and the thread
+//! that launches sleeps meanwhile: under emulation, copying page tables and
+//! taking a fault for every page written afterwards costs more than all the rest
+//! of a command. Only a plan that waits for an event gets a copy, since its
+//! parent has to go on.
+//!
+//! Either way the child may allocate nothing and take no lock: other threads may
+//! hold one. So the parent prepares every path, string and pointer, and the
+//! child only walks the list of [`Step`]s. What failed comes back over a pipe
 //! that closes by itself when the program runs.
+
+mod child;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
-use libc::{c_char, c_int, c_long, c_ulong};
+use libc::{c_char, c_int, c_long, c_ulong, c_void};
 
 /// One thing the child does before it executes.
 #[derive(Debug)]
@@ -35,7 +48,8 @@ pub enum Step<'a> {
         /// What.
         bytes: &'a [u8],
     },
-    /// Blocks until an eventfd is signalled.
+    /// Blocks until an eventfd is signalled. A plan with this step costs a copy
+    /// of the parent's memory.
     AwaitEvent(BorrowedFd<'a>),
     /// `mount`; absent strings are null pointers.
     Mount {
@@ -136,49 +150,46 @@ impl Failure {
     }
 }
 
-/// Starts a process.
+/// Starts a process. Returns when the program has taken the place of the steps,
+/// or one has failed; with [`Step::AwaitEvent`] in the plan it returns at once.
 ///
 /// # Errors
-/// That of `pipe2` or `clone`: `ENOMEM` where the PID namespace that children
-/// of this thread enter has lost its first process.
+/// That of `pipe2`, `mmap` or `clone`: `ENOMEM` where the PID namespace that
+/// children of this thread enter has lost its first process.
 pub fn launch(plan: &Launch<'_>) -> io::Result<Launched> {
     let argv = pointers(plan.argv);
     let env = pointers(plan.env);
     let (report, report_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let mut flags = c_long::from(libc::CLONE_PIDFD | libc::SIGCHLD);
-    if plan.namespaces {
-        flags |= c_long::from(libc::CLONE_NEWPID | libc::CLONE_NEWNS);
-    }
-    let mut pidfd: c_int = -1;
-    // SAFETY: without CLONE_VM and with a null stack this is a fork: the child
-    // has its own copy of all memory and goes on on its own copy of this
-    // stack. The kernel writes one `int` through the third argument, in the
-    // parent. The last two arguments belong to flags that are not set.
-    let pid = unsafe {
-        libc::syscall(
-            libc::SYS_clone,
-            flags,
-            ptr::null_mut::<libc::c_void>(),
-            ptr::from_mut(&mut pidfd),
-            ptr::null_mut::<c_int>(),
-            0 as c_ulong,
-        )
+    let birth = Birth {
+        plan,
+        argv: &argv,
+        env: &env,
+        report: report_child.as_raw_fd(),
     };
-    if pid < 0 {
-        return Err(io::Error::last_os_error());
+    let mut flags = libc::CLONE_PIDFD | libc::SIGCHLD;
+    if plan.namespaces {
+        flags |= libc::CLONE_NEWPID | libc::CLONE_NEWNS;
     }
-    if pid == 0 {
-        // SAFETY: this is the child; all pointers were made before the clone
-        // and live in its copy of memory.
-        unsafe { run_child(plan, &argv, &env, report_child.as_raw_fd()) }
-    }
-    // SAFETY: CLONE_PIDFD made this descriptor for us and nobody else has it.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Launched {
-        pid: pid as i32,
-        pidfd,
-        report,
-    })
+    let waits = plan
+        .steps
+        .iter()
+        .any(|step| matches!(step, Step::AwaitEvent(_)));
+    let (pid, pidfd) = if waits {
+        on_a_copy(&birth, flags)
+    } else {
+        on_our_memory(&birth, flags)
+    }?;
+    Ok(Launched { pid, pidfd, report })
+}
+
+/// All that the child reads.
+struct Birth<'a> {
+    plan: &'a Launch<'a>,
+    /// Ends with a null pointer, as does the environment.
+    argv: &'a [*const c_char],
+    env: &'a [*const c_char],
+    /// The child's end of the report pipe.
+    report: c_int,
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
@@ -189,147 +200,164 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
         .collect()
 }
 
-/// The child's whole life before its program.
-///
-/// # Safety
-/// To be called in a fresh child of a raw clone only; never returns.
-unsafe fn run_child(
-    plan: &Launch<'_>,
-    argv: &[*const c_char],
-    env: &[*const c_char],
-    report: c_int,
-) -> ! {
-    // SAFETY: plain system calls on prepared data; `_exit` ends the child
-    // without running anything of the parent's.
-    unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
-        libc::umask(0o022);
-        for (index, step) in plan.steps.iter().enumerate() {
-            if take(step) < 0 {
-                fail(report, index as u32, errno());
-            }
+/// A child on the parent's memory; the calling thread sleeps until the child
+/// has left it, by exec or exit.
+fn on_our_memory(birth: &Birth<'_>, flags: c_int) -> io::Result<(i32, OwnedFd)> {
+    let stack = Stack::new()?;
+    let mut pidfd: c_int = -1;
+    let blocked = Blocked::all();
+    // SAFETY: the child runs `born` on a stack of its own, whose memory, like
+    // `birth` and all that it refers to, stays until this call returns: with
+    // CLONE_VFORK that is when the child uses our memory no more. Descriptors,
+    // signal handlers, working directory and limits are the child's own, since
+    // CLONE_FILES, CLONE_SIGHAND, CLONE_FS and CLONE_THREAD are not given. The
+    // thread-local storage is this thread's; the child writes `errno` in it at
+    // most, while this thread sleeps. The kernel writes one `int` through the
+    // fifth argument; the last two belong to flags that are not set.
+    let pid = unsafe {
+        libc::clone(
+            born,
+            stack.top(),
+            flags | libc::CLONE_VM | libc::CLONE_VFORK,
+            ptr::from_ref(birth).cast_mut().cast::<c_void>(),
+            ptr::from_mut(&mut pidfd),
+            ptr::null_mut::<c_void>(),
+            ptr::null_mut::<c_int>(),
+        )
+    };
+    let result = match pid {
+        // SAFETY: CLONE_PIDFD made this descriptor for us and nobody else has it.
+        1.. => Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) })),
+        _ => Err(io::Error::last_os_error()),
+    };
+    drop(blocked);
+    result
+}
+
+/// The child's first function; `birth` is a [`Birth`].
+extern "C" fn born(birth: *mut c_void) -> c_int {
+    // SAFETY: `on_our_memory` passes a reference that outlives the child's use
+    // of it, and this is that child.
+    unsafe { child::run(&*birth.cast::<Birth<'_>>()) }
+}
+
+/// A child on a copy of the parent's memory; the parent goes on.
+fn on_a_copy(birth: &Birth<'_>, flags: c_int) -> io::Result<(i32, OwnedFd)> {
+    let mut pidfd: c_int = -1;
+    let blocked = Blocked::all();
+    // SAFETY: without CLONE_VM and with a null stack this is a fork: the child
+    // has its own copy of all memory and goes on on its own copy of this
+    // stack. The kernel writes one `int` through the third argument, in the
+    // parent. The last two arguments belong to flags that are not set.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            c_long::from(flags),
+            ptr::null_mut::<c_void>(),
+            ptr::from_mut(&mut pidfd),
+            ptr::null_mut::<c_int>(),
+            0 as c_ulong,
+        )
+    };
+    let result = match pid {
+        // SAFETY: this is the child; all pointers were made before the clone
+        // and live in its copy of memory.
+        0 => unsafe { child::run(birth) },
+        // SAFETY: CLONE_PIDFD made this descriptor for us and nobody else has it.
+        1.. => Ok((pid as i32, unsafe { OwnedFd::from_raw_fd(pidfd) })),
+        _ => Err(io::Error::last_os_error()),
+    };
+    drop(blocked);
+    result
+}
+
+/// Every signal blocked for the calling thread, glibc's own ones too, until
+/// this is dropped. A handler of ours must not run in a child: on shared memory
+/// it would do so behind the back of the parent. The child unblocks once it has
+/// none.
+struct Blocked {
+    before: u64,
+}
+
+impl Blocked {
+    fn all() -> Self {
+        Self {
+            before: set_mask(u64::MAX),
         }
-        let error = match &plan.program {
-            Program::Paths(paths) => execute_first(paths, argv, env),
-            Program::File(file) => {
-                libc::syscall(
-                    libc::SYS_execveat,
-                    file.as_raw_fd(),
-                    c"".as_ptr(),
-                    argv.as_ptr(),
-                    env.as_ptr(),
-                    libc::AT_EMPTY_PATH,
-                );
-                errno()
-            }
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        set_mask(self.before);
+    }
+}
+
+/// Blocks exactly the signals of `mask`; gives the mask before.
+fn set_mask(mask: u64) -> u64 {
+    let mut before = 0_u64;
+    // SAFETY: reads and writes one set of 64 signals each, which the last
+    // argument says. By the raw call: glibc's own would leave two signals out.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const mask,
+            &raw mut before,
+            size_of::<u64>(),
+        )
+    };
+    before
+}
+
+/// Memory for a child's stack, the lowest page of it never to be touched.
+struct Stack {
+    lowest: *mut c_void,
+}
+
+impl Stack {
+    /// Bytes: far more than the child's few small frames take, and costing
+    /// nothing until they are touched.
+    const SIZE: usize = 128 << 10;
+    /// Bytes that are a fault: at least a page, on every machine.
+    const GUARD: usize = 64 << 10;
+
+    fn new() -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK;
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let lowest =
+            unsafe { libc::mmap(ptr::null_mut(), Self::SIZE, libc::PROT_NONE, flags, -1, 0) };
+        if lowest == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let stack = Self { lowest };
+        let usable = Self::SIZE - Self::GUARD;
+        // SAFETY: the upper part of the mapping just made, which is ours alone.
+        let done = unsafe {
+            libc::mprotect(
+                lowest.byte_add(Self::GUARD),
+                usable,
+                libc::PROT_READ | libc::PROT_WRITE,
+            )
         };
-        fail(report, EXEC, error)
-    }
-}
-
-/// Executes the first path that exists; gives the error to report.
-///
-/// # Safety
-/// `argv` and `env` end with null pointers and point to C strings.
-unsafe fn execute_first(paths: &[CString], argv: &[*const c_char], env: &[*const c_char]) -> c_int {
-    let mut error = libc::ENOENT;
-    for path in paths {
-        // SAFETY: as promised by the caller; on success it does not return.
-        unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), env.as_ptr()) };
-        match errno() {
-            libc::ENOENT | libc::ENOTDIR => {}
-            // Found but not ours to run: another directory may have one that is.
-            libc::EACCES => error = libc::EACCES,
-            other => return other,
+        if done < 0 {
+            return Err(io::Error::last_os_error());
         }
+        Ok(stack)
     }
-    error
-}
 
-/// # Safety
-/// In the child only.
-unsafe fn take(step: &Step<'_>) -> c_long {
-    let text = |string: &Option<&CStr>| string.map_or(ptr::null(), CStr::as_ptr);
-    // SAFETY: every pointer comes from a reference in the plan; the calls keep
-    // none of them.
-    unsafe {
-        match step {
-            Step::NewSession => c_long::from(libc::setsid()),
-            Step::ControllingTerminal(fd) => {
-                c_long::from(libc::ioctl(fd.as_raw_fd(), libc::TIOCSCTTY, 0))
-            }
-            Step::Descriptor { from, to } => c_long::from(libc::dup2(from.as_raw_fd(), *to)),
-            Step::Write { to, bytes } => {
-                libc::write(to.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) as c_long
-            }
-            Step::AwaitEvent(fd) => {
-                let mut count = 0_u64;
-                loop {
-                    let read =
-                        libc::read(fd.as_raw_fd(), ptr::from_mut(&mut count).cast(), 8) as c_long;
-                    if read >= 0 || errno() != libc::EINTR {
-                        return read;
-                    }
-                }
-            }
-            Step::Mount {
-                source,
-                target,
-                kind,
-                flags,
-                data,
-            } => c_long::from(libc::mount(
-                text(source),
-                target.as_ptr(),
-                text(kind),
-                *flags,
-                text(data).cast(),
-            )),
-            Step::Detach(path) => c_long::from(libc::umount2(path.as_ptr(), libc::MNT_DETACH)),
-            Step::Directory(path) => c_long::from(libc::chdir(path.as_ptr())),
-            Step::Root(path) => c_long::from(libc::chroot(path.as_ptr())),
-            Step::OpenFiles { soft, hard } => {
-                let limit = libc::rlimit {
-                    rlim_cur: *soft,
-                    rlim_max: *hard,
-                };
-                c_long::from(libc::setrlimit(libc::RLIMIT_NOFILE, &limit))
-            }
-            Step::User { uid, gid, groups } => {
-                // Raw: glibc's wrappers would signal threads that are not here.
-                let (uid, gid) = (c_long::from(*uid), c_long::from(*gid));
-                let done = libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr());
-                if done < 0 {
-                    return done;
-                }
-                let done = libc::syscall(libc::SYS_setresgid, gid, gid, gid);
-                if done < 0 {
-                    return done;
-                }
-                libc::syscall(libc::SYS_setresuid, uid, uid, uid)
-            }
-        }
+    /// The end of the memory, where a stack that grows down begins; aligned as
+    /// every calling convention wants it.
+    fn top(&self) -> *mut c_void {
+        // SAFETY: one past the end of the mapping.
+        unsafe { self.lowest.byte_add(Self::SIZE) }
     }
 }
 
-fn errno() -> c_int {
-    // SAFETY: the location is valid for the thread's whole life.
-    unsafe { *libc::__errno_location() }
-}
-
-/// # Safety
-/// In the child only.
-unsafe fn fail(report: c_int, step: u32, errno: c_int) -> ! {
-    let mut bytes = [0; FAILURE_LEN];
-    bytes[..4].copy_from_slice(&step.to_ne_bytes());
-    bytes[4..].copy_from_slice(&errno.to_ne_bytes());
-    // SAFETY: writes eight bytes of our own; `_exit` does not return.
-    unsafe {
-        libc::write(report, bytes.as_ptr().cast(), bytes.len());
-        libc::_exit(127)
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, which nothing refers to any more.
+        unsafe { libc::munmap(self.lowest, Self::SIZE) };
     }
 }
 
@@ -352,94 +380,4 @@ pub fn enter(mount: BorrowedFd<'_>, pid: BorrowedFd<'_>) -> io::Result<()> {
         Some(rustix::thread::LinkNameSpaceType::ProcessID),
     )?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::io::Read;
-    use std::os::fd::AsFd;
-
-    use super::*;
-
-    fn run(steps: &[Step<'_>], program: &str, args: &[&str]) -> (Option<Failure>, Option<i32>) {
-        let paths = [CString::new(program).unwrap()];
-        let argv: Vec<CString> = [program]
-            .iter()
-            .chain(args)
-            .map(|a| CString::new(*a).unwrap())
-            .collect();
-        let launched = launch(&Launch {
-            steps,
-            program: Program::Paths(&paths),
-            argv: &argv,
-            env: &[],
-            namespaces: false,
-        })
-        .unwrap();
-        let mut report = Vec::new();
-        File::from(launched.report)
-            .read_to_end(&mut report)
-            .unwrap();
-        let status = rustix::process::waitid(
-            rustix::process::WaitId::PidFd(launched.pidfd.as_fd()),
-            rustix::process::WaitIdOptions::EXITED,
-        )
-        .unwrap()
-        .unwrap();
-        (
-            report.try_into().ok().map(Failure::decode),
-            status.exit_status(),
-        )
-    }
-
-    #[test]
-    fn a_program_runs_with_the_descriptors_it_was_given() {
-        let (out, child_out) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let steps = [
-            Step::NewSession,
-            Step::Descriptor {
-                from: child_out.as_fd(),
-                to: 1,
-            },
-        ];
-        let ended = run(&steps, "/bin/sh", &["-c", "echo $$; ps -o sid= $$; exit 7"]);
-        assert_eq!(ended, (None, Some(7)));
-        drop(child_out);
-        let mut text = String::new();
-        File::from(out).read_to_string(&mut text).unwrap();
-        let ids: Vec<&str> = text.split_whitespace().collect();
-        assert_eq!(ids.len(), 2, "{text}");
-        assert_eq!(ids[0], ids[1], "the program leads its own session");
-    }
-
-    #[test]
-    fn a_failing_step_or_exec_is_reported_by_its_place() {
-        let steps = [Step::NewSession, Step::Directory(c"/nonexistent")];
-        let (failure, status) = run(&steps, "/bin/true", &[]);
-        assert_eq!(
-            failure,
-            Some(Failure {
-                step: Some(1),
-                errno: libc::ENOENT
-            })
-        );
-        assert_eq!(status, Some(127));
-        let (failure, _) = run(&[], "/etc/passwd", &[]);
-        assert_eq!(
-            failure,
-            Some(Failure {
-                step: None,
-                errno: libc::EACCES
-            })
-        );
-        let (failure, _) = run(&[], "/nonexistent", &[]);
-        assert_eq!(
-            failure,
-            Some(Failure {
-                step: None,
-                errno: libc::ENOENT
-            })
-        );
-    }
 }

@@ -249,10 +249,11 @@ async fn start(socket: &Path) -> Result<(), Failure> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::from(words_writer));
+    let mut command = tokio::process::Command::from(command);
     let spawned = command.spawn();
     // The command holds the writing ends; with it gone, only the daemon does.
     drop(command);
-    spawned.map_err(|error| {
+    let mut daemon = spawned.map_err(|error| {
         let failure = cannot(&error);
         if error.kind() == io::ErrorKind::NotFound {
             return failure.hint("install bangerd beside banger, or on PATH");
@@ -290,6 +291,8 @@ async fn start(socket: &Path) -> Result<(), Failure> {
     if said == "ready" {
         return Ok(());
     }
+    // It has told why it ends: whoever reads that finds it gone.
+    let _ = tokio::time::timeout(SILENCE, daemon.wait()).await;
     if let Ok(error) = serde_json::from_str::<Error>(said) {
         let code = error.code;
         let mut failure = Failure::of(error).exiting(Code::DaemonUnreachable.exit());
