@@ -137,7 +137,8 @@ endpoints! {
 
 /// Server-sent events of VMs: `?vm=` (repeatable) and `?since=` (RFC 3339).
 pub const EVENTS: &str = "/events";
-/// Server-sent events of one operation.
+/// Server-sent events of one operation; `?watched=true` where a person reads
+/// them as they come: only then notes of the daemon are among them.
 pub const OPERATION_EVENTS: &str = "/operations/{id}/events";
 /// `POST` [`crate::vm::ExecParams`] with an upgrade to frames.
 pub const EXEC: &str = "/vms/{vm}/exec";

@@ -146,6 +146,21 @@ pub struct VmEvent {
     pub reason: Option<String>,
 }
 
+/// `event: disk_full` of `GET /events`: the host had no room for what a guest
+/// wrote, and the guest met an I/O error. A disk that stays full is told of
+/// once a minute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskFullEvent {
+    /// The VM.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// `overlay` or `work`.
+    pub disk: String,
+    /// When.
+    pub at: String,
+}
+
 /// `event: health` of `GET /events`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HealthEvent {

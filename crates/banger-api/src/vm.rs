@@ -88,7 +88,7 @@ pub struct VmSpec {
     pub network_mode: String,
     /// `auto`, `qemu` or `firecracker`, as asked.
     pub engine: String,
-    /// Kernel, chosen at create.
+    /// Kernel, chosen at create; absent where the image brings its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_name: Option<String>,
     /// Deleted by the daemon when its main exec is over.

@@ -115,16 +115,16 @@ impl AnyEngine {
         host.choose(wish)
     }
 
-    /// Starts an engine for a machine. Returns once the process is the engine;
-    /// the guest may not have begun. A launch that is given up half way goes
-    /// on, and is ended by [`AnyEngine::sweep`].
+    /// Starts the engine that is wished for, for a machine. Returns once the
+    /// process is the engine; the guest may not have begun. A launch that is
+    /// given up half way goes on, and is ended by [`AnyEngine::sweep`].
     ///
     /// # Errors
     /// [`LaunchError`]; nothing lives then.
-    pub async fn launch(&self, machine: &Machine) -> Result<Facts, LaunchError> {
+    pub async fn launch(&self, machine: &Machine, wish: Wish) -> Result<Facts, LaunchError> {
         let Self::Qemu(host) = self;
         let chosen = Arc::clone(host);
-        let choice = blocking(move || chosen.choose(chosen.settings.wish)).await??;
+        let choice = blocking(move || chosen.choose(wish)).await??;
         let tsc_khz = host.tsc_khz(choice.acceleration).await;
         let (machine, host) = (machine.clone(), Arc::clone(host));
         blocking(move || host.launch(&machine, &choice, tsc_khz)).await?
@@ -290,6 +290,7 @@ impl Host {
             engine: choice.engine.to_owned(),
             version: choice.version.clone(),
             acceleration: choice.acceleration,
+            no_kvm: choice.no_kvm.as_ref().map(ToString::to_string),
             pid: key.0,
             start_ticks: key.1,
             host_boot_id: process::host_boot_id().to_owned(),

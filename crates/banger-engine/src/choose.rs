@@ -34,7 +34,7 @@ impl Wish {
 /// Where engines are, and where what was learned about them is kept.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// The daemon's default.
+    /// The daemon's default: what is looked for before anybody asks.
     pub wish: Wish,
     /// Instead of looking in `PATH`.
     pub qemu_bin: Option<PathBuf>,

@@ -16,7 +16,7 @@ use crate::console;
 use crate::machine::{End, Facts};
 use crate::process::{Exit, Process};
 use crate::qemu::qmp::{Qmp, QmpError};
-use crate::qemu::{self, drive_name};
+use crate::qemu::{self, drive_index, drive_name};
 use crate::sockets;
 
 /// How long the last words of a dead engine may take to arrive.
@@ -105,6 +105,18 @@ impl Live {
             self.signalled.load(Ordering::Relaxed),
             log.trim(),
         )
+    }
+
+    /// The serial of the next drive whose write found no room on the host; the
+    /// guest was told of an I/O error. One answer for all the writes since the
+    /// last, and none after the engine's end. One may wait.
+    pub async fn disk_full(&self) -> String {
+        let Some(control) = &self.control else {
+            return std::future::pending().await;
+        };
+        let device = control.disk_full().await;
+        let serial = drive_index(&device).and_then(|index| self.facts.drives.get(index));
+        serial.cloned().unwrap_or(device)
     }
 
     /// Freezes the guest.

@@ -83,6 +83,9 @@ pub struct Facts {
     pub version: String,
     /// Who runs the instructions.
     pub acceleration: Acceleration,
+    /// Why not the processor; absent where it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_kvm: Option<String>,
     /// Process id, believed only together with what follows.
     pub pid: u32,
     /// Start time of the process, clock ticks after the host's boot.

@@ -70,13 +70,21 @@ async fn an_engine_is_launched_controlled_and_ended() {
     );
     assert_eq!(choice.reason, "no usable KVM (BANGER_KVM=off)");
 
-    let facts = soon(engine.launch(&room.machine)).await.unwrap();
+    let facts = soon(engine.launch(&room.machine, Wish::Auto))
+        .await
+        .unwrap();
+    let other = soon(engine.launch(&room.machine, Wish::Firecracker)).await;
+    assert!(
+        matches!(other, Err(LaunchError::Choose(_))),
+        "the wish of the machine counts, not the host's: {other:?}"
+    );
     let json = serde_json::to_string(&facts).unwrap();
     assert_eq!(
         serde_json::from_str::<banger_engine::machine::Facts>(&json).unwrap(),
         facts
     );
-    let again = soon(engine.launch(&room.machine)).await;
+    assert_eq!(facts.no_kvm.as_deref(), Some("BANGER_KVM=off"));
+    let again = soon(engine.launch(&room.machine, Wish::Qemu)).await;
     assert!(
         matches!(again, Err(LaunchError::Lives)),
         "a second engine for one VM: {again:?}"
@@ -140,7 +148,9 @@ async fn an_engine_has_no_power_and_no_descriptor_that_it_was_not_given() {
     // A descriptor that must not get through, inheritable on purpose.
     let stray = fs::File::open("/etc/passwd").unwrap();
     rustix::io::fcntl_setfd(&stray, rustix::io::FdFlags::empty()).unwrap();
-    let facts = soon(engine.launch(&room.machine)).await.unwrap();
+    let facts = soon(engine.launch(&room.machine, Wish::Auto))
+        .await
+        .unwrap();
     let live = soon(engine.attach(&facts)).await.unwrap().unwrap();
     soon(live.resume())
         .await
@@ -199,7 +209,9 @@ async fn a_reset_by_the_guest_is_told_from_a_death() {
         return;
     };
     let engine = room.engine();
-    let facts = soon(engine.launch(&room.machine)).await.unwrap();
+    let facts = soon(engine.launch(&room.machine, Wish::Auto))
+        .await
+        .unwrap();
     let live = soon(engine.attach(&facts))
         .await
         .unwrap()
@@ -219,7 +231,9 @@ async fn an_engine_that_cannot_begin_says_why() {
     };
     room.machine.drives[1].path = room.root.join("missing.img");
     let engine = room.engine();
-    let facts = soon(engine.launch(&room.machine)).await.unwrap();
+    let facts = soon(engine.launch(&room.machine, Wish::Auto))
+        .await
+        .unwrap();
     let live = soon(engine.attach(&facts))
         .await
         .unwrap()
@@ -233,7 +247,9 @@ async fn an_engine_that_cannot_begin_says_why() {
     );
 
     room.machine.run_dir = room.root.join("nowhere");
-    let error = soon(engine.launch(&room.machine)).await.unwrap_err();
+    let error = soon(engine.launch(&room.machine, Wish::Auto))
+        .await
+        .unwrap_err();
     assert_eq!(error.to_string(), "cannot open the lock of the engine");
 }
 
@@ -243,7 +259,7 @@ async fn another_daemon_takes_an_engine_over_and_hears_of_its_death() {
         return;
     };
     let (first, second) = (room.engine(), room.engine());
-    let facts = soon(first.launch(&room.machine)).await.unwrap();
+    let facts = soon(first.launch(&room.machine, Wish::Auto)).await.unwrap();
     let before = soon(first.attach(&facts)).await.unwrap().unwrap();
     soon(before.pause()).await.unwrap();
     drop(before);
@@ -298,7 +314,9 @@ async fn an_engine_of_which_nobody_wrote_is_swept() {
             cgroup::make(cgroup).unwrap();
         }
         room.machine.cgroup.clone_from(&cgroup);
-        let facts = soon(room.engine().launch(&room.machine)).await.unwrap();
+        let facts = soon(room.engine().launch(&room.machine, Wish::Auto))
+            .await
+            .unwrap();
         if let Some(cgroup) = &cgroup {
             let inside = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
             assert_eq!(inside.trim(), facts.pid.to_string(), "born in its cgroup");
@@ -328,12 +346,16 @@ async fn an_engine_is_found_by_its_lock_and_by_its_name_alone() {
         return;
     };
     let engine = room.engine();
-    let facts = soon(engine.launch(&room.machine)).await.unwrap();
+    let facts = soon(engine.launch(&room.machine, Wish::Auto))
+        .await
+        .unwrap();
     soon(engine.sweep(&"e".repeat(64), &facts.run_dir, None))
         .await
         .expect("by the lock");
     assert!(!lives(facts.pid));
-    let facts = soon(engine.launch(&room.machine)).await.unwrap();
+    let facts = soon(engine.launch(&room.machine, Wish::Auto))
+        .await
+        .unwrap();
     soon(engine.sweep(&facts.id, &room.root, None))
         .await
         .expect("by the name");
@@ -410,7 +432,10 @@ async fn launches_and_waits() {
     let root = Path::new(&root);
     let machine = room::plain_machine(root);
     fs::write(root.join("id"), &machine.id).unwrap();
-    let facts = room::engine(root).launch(&machine).await.unwrap();
+    let facts = room::engine(root)
+        .launch(&machine, Wish::Auto)
+        .await
+        .unwrap();
     println!("engine={}", facts.pid);
     std::future::pending::<()>().await;
 }

@@ -204,6 +204,26 @@ pub fn import_dir(
     })
 }
 
+/// Imports a kernel from files of the host: a kernel file, packed or not, and
+/// maybe an initrd and a directory of modules, as in `lib/modules/<version>`.
+///
+/// # Errors
+/// See [`KernelError`].
+pub fn import_files(
+    kernel: &Path,
+    initrd: Option<&Path>,
+    modules: Option<&Path>,
+    dest: &Path,
+    cancel: &Cancel,
+    report: &dyn Report,
+) -> Result<KernelInfo, KernelError> {
+    clean_up_after(dest, || {
+        report.stage("read", &kernel.display().to_string());
+        let found = Found::in_files(kernel, initrd, modules, cancel)?;
+        build(found, dest, cancel, report)
+    })
+}
+
 /// What an import makes in its destination.
 const MADE: [&str; 6] = [
     "vmlinux",

@@ -219,3 +219,35 @@ fn a_kernel_without_a_driver_is_refused_by_its_name_and_leaves_nothing() {
         assert_eq!(info.warnings.len(), 1, "{:?}", info.warnings);
     }
 }
+
+#[test]
+fn a_kernel_is_imported_from_files_wherever_they_lie() {
+    let dir = made_up(&ENOUGH, Some("kernel/x.ko\n"));
+    let kernel = dir.path().join("boot/vmlinux-6.9.1-x");
+    let initrd = dir.path().join("boot/initramfs-6.9.1-x");
+    let version = dir.path().join("lib/modules/6.9.1-x");
+    let import = |initrd: Option<&Path>, modules: Option<&Path>| {
+        let dest = tempfile::tempdir().unwrap();
+        let cancel = Cancel::new().unwrap();
+        let info =
+            kernel::import_files(&kernel, initrd, modules, dest.path(), &cancel, &Quiet).unwrap();
+        (info, dest)
+    };
+    // The directory of one version, or the one above it.
+    for modules in [version.as_path(), version.parent().unwrap()] {
+        let (info, dest) = import(Some(&initrd), Some(modules));
+        assert_eq!(info.version, "6.9.1-x");
+        assert!(info.has_initrd && info.has_modules && info.warnings.is_empty());
+        assert_eq!(
+            std::fs::read(dest.path().join("vmlinux")).unwrap(),
+            std::fs::read(&kernel).unwrap()
+        );
+        fsck(&dest.path().join("modules.ext4"));
+    }
+    // Alone it says what it is, and is taken to have built in what it needs.
+    let (info, dest) = import(None, None);
+    assert_eq!(info.version, "6.9.1-x");
+    assert!(!info.has_initrd && !info.has_modules);
+    assert_eq!(info.warnings.len(), 1, "{:?}", info.warnings);
+    assert!(!dest.path().join("modules.ext4").exists());
+}

@@ -1,14 +1,17 @@
 //! Names for the shell's completion, and defaults for help: asked of a daemon
-//! that runs anyway, within 150 ms, and left out when there is none.
+//! that runs anyway, within 150 ms. Without one names are left out, and the
+//! defaults are asked of its program.
 
 use std::ffi::OsStr;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use banger_api::endpoint::{ImageList, KernelList, OperationList, System, VmList};
+use banger_api::system::VmDefault;
 use clap_complete::env::CompleteEnv;
 use clap_complete::{ArgValueCompleter, CompletionCandidate};
 
-use crate::client::start::Place;
+use crate::client::start::{self, Place};
 use crate::client::{At, Client};
 use crate::failure::Failure;
 
@@ -89,6 +92,18 @@ where
     })
 }
 
+/// What the daemon's program says without becoming a daemon.
+fn of_the_program() -> Vec<VmDefault> {
+    let said = Command::new(start::program())
+        .arg("--defaults-json")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output();
+    said.ok()
+        .and_then(|said| serde_json::from_slice(&said.stdout).ok())
+        .unwrap_or_default()
+}
+
 /// Asks a running daemon within the budget; any failure is no answer.
 fn ask<T>(question: impl AsyncFnOnce(Client) -> Result<T, Failure>) -> Option<T> {
     let socket = std::env::var_os("BANGER_SOCKET").filter(|socket| !socket.is_empty());
@@ -109,17 +124,16 @@ fn ask<T>(question: impl AsyncFnOnce(Client) -> Result<T, Failure>) -> Option<T>
     })
 }
 
-/// The defaults of new VMs with their origin, for help; empty without a
-/// daemon.
+/// The defaults of new VMs with their origin, for help: as the daemon has them,
+/// else as it would; empty where neither can say.
 pub(crate) fn vm_defaults() -> String {
-    let Some(system) = ask(async |client| client.get::<System>(At::default()).await) else {
-        return String::new();
-    };
-    if system.vm_defaults.is_empty() {
+    let system = ask(async |client| client.get::<System>(At::default()).await);
+    let defaults = system.map_or_else(of_the_program, |system| system.vm_defaults);
+    if defaults.is_empty() {
         return String::new();
     }
     let mut out = String::from("\nVM defaults:\n");
-    for default in &system.vm_defaults {
+    for default in &defaults {
         let field = default.field.replace('_', "-");
         out.push_str(&format!(
             "  {field:<20} {} ({})\n",

@@ -96,9 +96,17 @@ async fn one_stream(
     progress: &mut Progress,
     last: &mut Option<String>,
 ) -> Result<Option<Operation>, Failure> {
-    let mut events = client
-        .events(At::path(&[id]), OPERATION_EVENTS, last.as_deref())
-        .await?;
+    // What is only for people is not sent to others.
+    let watched: &[_] = if progress.shown() {
+        &[("watched", "true")]
+    } else {
+        &[]
+    };
+    let at = At {
+        path: &[id],
+        query: watched,
+    };
+    let mut events = client.events(at, OPERATION_EVENTS, last.as_deref()).await?;
     loop {
         let event = events.next().await;
         *last = events.last_id().map(str::to_owned).or(last.take());

@@ -83,6 +83,18 @@ impl Cancel {
     }
 }
 
+/// Does work that would go on for ever, or for long, and has nothing to undo:
+/// an interrupt ends it.
+pub(crate) async fn interruptible<T>(
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let mut interrupts = Interrupts::listen()?;
+    tokio::select! {
+        outcome = work => outcome,
+        blow = interrupts.next() => Err(Failure::silent(blow.status())),
+    }
+}
+
 /// Does work that can be cancelled. Whatever it came to, an interrupt decides
 /// the exit status.
 pub(crate) async fn guarded<T>(

@@ -103,7 +103,7 @@ fn what_does_not_need_a_daemon_never_starts_one() {
         (&["daemon", "stop"], 0),
         (&["daemon", "logs"], 3),
         (&["version"], 0),
-        (&["run", "--help"], 0),
+        (&["stop", "--help"], 0),
         (&["completion", "bash"], 0),
     ] {
         let (home, ran) = run_with("exit 1", arguments);
@@ -124,6 +124,29 @@ fn doctor_without_a_daemon_asks_its_program() {
     );
     let arguments = std::fs::read_to_string(home.path().join("arguments")).unwrap();
     assert_eq!(arguments, "--doctor-json\n");
+}
+
+#[test]
+fn help_without_a_daemon_has_the_defaults_of_its_program() {
+    let defaults = json!([{"field": "vcpu", "value": "3", "origin": "config"},
+        {"field": "disk_size", "value": "8G", "origin": "builtin"}]);
+    for command in [&["run"][..], &["create"], &["vm", "create"]] {
+        let arguments = [command, &["--help"]].concat();
+        let (home, ran) = run_with(&format!("echo '{defaults}'"), &arguments);
+        assert!(
+            ran.out.ends_with(
+                "VM defaults:\n  vcpu                 3 (config)\n  disk-size            8G (builtin)\n"
+            ),
+            "{}",
+            ran.out
+        );
+        let arguments = std::fs::read_to_string(home.path().join("arguments")).unwrap();
+        assert_eq!(arguments, "--defaults-json\n");
+    }
+    // One that cannot say leaves them out.
+    let (_, ran) = run_with("echo nonsense; exit 2", &["run", "--help"]);
+    assert_eq!((ran.status, ran.err.as_str()), (Some(0), ""));
+    assert!(!ran.out.contains("VM defaults"));
 }
 
 #[test]

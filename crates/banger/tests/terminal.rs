@@ -207,7 +207,7 @@ fn run_tells_spec_ready_and_what_is_left_on_a_terminal() {
                 frames.out(b"guest\r\n");
                 frames.exit(0);
             }),
-            ("GET", target) if target.ends_with("/events") => Answer::Events(vec![
+            ("GET", target) if target.ends_with("/events?watched=true") => Answer::Events(vec![
                 ("stage", json!({"stage": "boot_kernel", "detail": "6.1.0"})),
                 ("progress", json!({"bytes_done": 1024, "bytes_total": 2048})),
                 (
@@ -236,6 +236,91 @@ fn run_tells_spec_ready_and_what_is_left_on_a_terminal() {
         shown.find("ready in ").unwrap() < shown.find("guest").unwrap(),
         "{shown:?}"
     );
+}
+
+#[test]
+fn only_who_watches_a_terminal_is_sent_the_daemons_notes() {
+    let note = "note: no usable KVM (absent); emulating, 5 to 20 times slower";
+    let daemon = move || {
+        Fake::new(move |request| match request.target.as_str() {
+            "/v1/vms" => Answer::Json(202, begun("box")),
+            _ => Answer::Events(vec![("log", json!({"line": note})), ("done", done("box"))]),
+        })
+    };
+    let fake = daemon();
+    let mut terminal = Terminal::new();
+    let mut child = terminal.start(&mut fake.banger(&["create"]));
+    let shown = terminal.until("box\r\n");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(shown.matches(note).count(), 1, "{shown:?}");
+    let events = "GET /v1/operations/op-000000000001/events";
+    assert_eq!(fake.lines()[1], format!("{events}?watched=true"));
+
+    let fake = daemon();
+    let ran = fake.run(&["create"]);
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("box\n", ""));
+    assert_eq!(fake.lines()[1], events);
+}
+
+#[test]
+fn what_goes_on_for_ever_ends_with_130_by_an_interrupt() {
+    let commands: [&[&str]; 4] = [
+        &["logs", "-f", "box"],
+        &["events"],
+        &["events", "--json", "box"],
+        &["wait", "--for", "stopped", "box"],
+    ];
+    for command in commands {
+        let fake = Fake::new(|request| match request.target.as_str() {
+            target if target.contains("/logs?") => Answer::Endless("here\n".into()),
+            target if target.starts_with("/v1/events") => {
+                let event = json!({"id": ID, "name": "here", "to": "running", "at": "now"});
+                Answer::Endless(format!("event: vm\ndata: {event}\n\n"))
+            }
+            _ => Answer::Json(200, json!({"vm": vm(ID, "box", "running")})),
+        });
+        for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+            let mut terminal = Terminal::new();
+            let before = format!("{:?}", tcgetattr(&terminal.program).unwrap());
+            let mut child = terminal.start(&mut fake.banger(command));
+            if command[0] == "wait" {
+                // It says nothing; once it has asked twice it waits.
+                while fake.lines().len() < 3 {
+                    std::thread::yield_now();
+                }
+            } else {
+                terminal.until("here");
+            }
+            kill_process(pid_of(&child), signal).unwrap();
+            let ended = child.wait().unwrap();
+            assert_eq!(
+                ended.code(),
+                Some(status),
+                "{command:?} {signal:?}: {ended}"
+            );
+            assert_eq!(
+                format!("{:?}", tcgetattr(&terminal.program).unwrap()),
+                before
+            );
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_does_not_read_does_not_keep_an_interrupt_from_ending_a_log() {
+    // More than any pipe holds.
+    let fake = Fake::new(|_| Answer::Endless("much\n".repeat(1 << 20)));
+    let mut child = fake
+        .banger(&["logs", "-f", "box"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It has begun to write, and nobody takes it from the pipe.
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0]).unwrap();
+    kill_process(pid_of(&child), Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
 #[test]

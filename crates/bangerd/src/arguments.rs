@@ -17,6 +17,7 @@ Usage: bangerd [OPTIONS]
   --config FILE     read this configuration
   --startup-fd N    write \"ready\" or a JSON error to this descriptor
   --doctor-json     look at the host, print a report, start nothing
+  --defaults-json   print the defaults of new VMs, start nothing
   --list-seams      print where tests may cut the power
   --version         print version, commit and build time
   --help            print this
@@ -30,6 +31,8 @@ pub enum Errand {
     Serve,
     /// Print what doctor finds, as JSON.
     Doctor,
+    /// Print the defaults of new VMs, as JSON.
+    VmDefaults,
     /// Print the names of the seams.
     ListSeams,
     /// Print version, commit and build time.
@@ -79,6 +82,7 @@ impl Arguments {
                     read.startup_fd = Some(number.ok_or("--startup-fd needs a number")?);
                 }
                 "--doctor-json" => read.errand = Errand::Doctor,
+                "--defaults-json" => read.errand = Errand::VmDefaults,
                 "--list-seams" => read.errand = Errand::ListSeams,
                 "--version" | "-V" => read.errand = Errand::Version,
                 "--help" | "-h" => read.errand = Errand::Help,

@@ -7,11 +7,13 @@ use std::io;
 use std::path::Path;
 
 use banger_api::system::{DoctorReport, DoctorRow, DoctorStatus};
-use banger_engine::AnyEngine;
 use banger_engine::kvm::{self, KvmSetting};
+use banger_engine::{AnyEngine, Choice, ChooseError, Wish};
 use banger_store::{images, kernels, look as read_only, schema_version, vms};
 
-use crate::artifact::{find_agent, host_arch, is_staging, space, suite_of};
+use crate::artifact::{
+    ImageRecord, find_agent, host_arch, image_record, is_staging, space, suite_of,
+};
 use crate::config::{Config, ConfigError};
 use crate::daemon::{engine_settings, host_defaults};
 use crate::paths::Paths;
@@ -21,11 +23,18 @@ pub(crate) fn look(paths: &Paths) -> DoctorReport {
     let config = Config::load(&paths.config_file, |name| std::env::var(name).ok());
     let usable = config.as_ref().ok().cloned().unwrap_or_default();
     let store = Stored::look(paths);
+    // A cache that is not there: what is learned of engines is not kept.
+    let settings = engine_settings(Path::new("/nonexistent"), &usable);
+    let wish = settings.wish;
+    let engines = AnyEngine::new(settings);
+    let chosen = engines.choose(wish);
     let rows = vec![
         architecture(),
         version(),
         acceleration(),
-        engine(&usable),
+        qemu(engines.choose(Wish::Qemu)),
+        engine(chosen.as_ref()),
+        channel(chosen.as_ref()),
         agent(),
         pass("network", ["every VM is without network in this version"]),
         state(paths, &store),
@@ -33,6 +42,7 @@ pub(crate) fn look(paths: &Paths) -> DoctorReport {
         reflink(paths),
         image(&usable, &store),
         kernel(&usable, &store),
+        work_seed(&store),
         defaults(&usable),
         configuration(paths, &config),
         tools(),
@@ -91,18 +101,37 @@ fn kvm_setting() -> KvmSetting {
     KvmSetting::from_value(std::env::var("BANGER_KVM").ok().as_deref())
 }
 
-fn engine(config: &Config) -> DoctorRow {
-    // A cache that is not there: what is learned is not kept.
-    let settings = engine_settings(Path::new("/nonexistent"), config);
-    let wish = settings.wish;
-    match AnyEngine::new(settings).choose(wish) {
+/// Whether QEMU could be taken; whether it must is the next row's word.
+fn qemu(found: Result<Choice, ChooseError>) -> DoctorRow {
+    match found {
+        Ok(choice) => pass(
+            "qemu",
+            [&choice.version, &choice.program.display().to_string()],
+        ),
+        Err(error) => {
+            let mut found = warn("qemu", [&error.to_string()]);
+            found.details.extend(error.hint());
+            found
+        }
+    }
+}
+
+fn channel(engine: Result<&Choice, &ChooseError>) -> DoctorRow {
+    match engine {
+        Ok(choice) => {
+            let what = format!("a virtio-serial port of {}", choice.engine);
+            pass("channel", [&what, "commands need no network"])
+        }
+        Err(_) => fail("channel", ["no engine, so no way to a guest"]),
+    }
+}
+
+fn engine(found: Result<&Choice, &ChooseError>) -> DoctorRow {
+    match found {
         Ok(choice) => {
             let acceleration = choice.acceleration.name();
             let what = format!("{} {} with {acceleration}", choice.engine, choice.version);
-            pass(
-                "engine",
-                [&what, &choice.reason, &choice.program.display().to_string()],
-            )
+            pass("engine", [&what, &choice.reason])
         }
         Err(error) => {
             let mut found = fail("engine", [&error.to_string()]);
@@ -126,8 +155,7 @@ fn agent() -> DoctorRow {
 /// What the database says, read without changing it.
 struct Stored {
     verdict: Result<Option<i64>, String>,
-    /// Ids and names.
-    images: Vec<(String, String)>,
+    images: Vec<ImageRecord>,
     kernels: Vec<String>,
     vms: Vec<String>,
 }
@@ -173,7 +201,10 @@ impl Stored {
         }
         if let Ok(db) = read_only(&database) {
             let rows = images::list(&db).unwrap_or_default();
-            found.images = rows.into_iter().map(|row| (row.id, row.name)).collect();
+            found.images = rows
+                .iter()
+                .filter_map(|row| image_record(row).ok())
+                .collect();
             let rows = kernels::list(&db).unwrap_or_default();
             found.kernels = rows.into_iter().map(|row| row.name).collect();
             let rows = vms::all(&db).unwrap_or_default();
@@ -233,7 +264,7 @@ fn reflink(paths: &Paths) -> DoctorRow {
 
 fn image(config: &Config, store: &Stored) -> DoctorRow {
     let name = &config.default_image_name;
-    if store.images.iter().any(|(_, found)| found == name) {
+    if store.images.iter().any(|found| found.image.name == *name) {
         return pass("image", [&format!("{name} is here")]);
     }
     match suite_of(name) {
@@ -269,6 +300,28 @@ fn kernel(config: &Config, store: &Stored) -> DoctorRow {
         ),
         None => pass("kernel", [&store.kernels.join(", ")]),
     }
+}
+
+fn work_seed(store: &Stored) -> DoctorRow {
+    let mut found = pass("work seed", []);
+    for ImageRecord { image, .. } in &store.images {
+        let Some(seed) = &image.work_seed_path else {
+            continue;
+        };
+        if Path::new(seed).is_file() {
+            found.details.push(format!("{seed} of {}", image.name));
+        } else {
+            found.status = DoctorStatus::Warn;
+            found
+                .details
+                .push(format!("{seed} of {} is gone", image.name));
+        }
+    }
+    if found.details.is_empty() {
+        let none = "no image has one: the first boot fills /root from the image";
+        found.details.push(none.to_owned());
+    }
+    found
 }
 
 fn defaults(config: &Config) -> DoctorRow {
@@ -335,6 +388,9 @@ fn tools() -> DoctorRow {
             );
         }
     }
+    if found.details.is_empty() {
+        found.details.push("none is missing".to_owned());
+    }
     found
 }
 
@@ -366,11 +422,20 @@ fn has_subordinate_ids() -> bool {
 /// Directories that no row knows.
 fn leftovers(paths: &Paths, store: &Stored) -> DoctorRow {
     let mut found = pass("leftovers", []);
-    let image_ids: Vec<&str> = store.images.iter().map(|(id, _)| id.as_str()).collect();
+    let images_dir = paths.images();
+    let kept: Vec<_> = store
+        .images
+        .iter()
+        .filter_map(|record| record.kept(&images_dir))
+        .collect();
+    let images: Vec<&str> = kept
+        .iter()
+        .filter_map(|kept| kept.file_name()?.to_str())
+        .collect();
     let kernels: Vec<&str> = store.kernels.iter().map(String::as_str).collect();
     let vms: Vec<&str> = store.vms.iter().map(String::as_str).collect();
     for (parent, known) in [
-        (paths.images(), image_ids),
+        (images_dir, images),
         (paths.kernels(), kernels),
         (paths.vms(), vms),
     ] {
@@ -408,6 +473,51 @@ mod tests {
     fn status(report: &DoctorReport, title: &str) -> (DoctorStatus, String) {
         let row = report.rows.iter().find(|row| row.title == title).unwrap();
         (row.status, row.details.join("\n"))
+    }
+
+    #[test]
+    fn every_part_that_a_vm_rests_on_has_its_row() {
+        let place = tempfile::tempdir().unwrap();
+        let report = look(&paths(place.path()));
+        let titles: Vec<&str> = report.rows.iter().map(|row| row.title.as_str()).collect();
+        assert_eq!(
+            titles,
+            [
+                "architecture",
+                "version",
+                "kvm",
+                "qemu",
+                "engine",
+                "channel",
+                "agent",
+                "network",
+                "state",
+                "space",
+                "reflink",
+                "image",
+                "kernel",
+                "work seed",
+                "VM defaults",
+                "config",
+                "tools",
+                "leftovers",
+            ]
+        );
+        assert!(report.rows.iter().all(|row| !row.details.is_empty()));
+        let defaults = status(&report, "VM defaults").1;
+        assert!(defaults.contains("disk_size 8G (builtin)"), "{defaults}");
+    }
+
+    #[test]
+    fn without_an_engine_there_is_no_channel() {
+        let place = tempfile::tempdir().unwrap();
+        let paths = paths(place.path());
+        fs::write(&paths.config_file, "qemu_bin = \"/nosuch/qemu\"").unwrap();
+        let report = look(&paths);
+        assert_eq!(status(&report, "qemu").0, DoctorStatus::Warn);
+        for title in ["engine", "channel"] {
+            assert_eq!(status(&report, title).0, DoctorStatus::Fail, "{title}");
+        }
     }
 
     #[test]

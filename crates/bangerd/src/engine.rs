@@ -29,10 +29,7 @@ impl HostEngine {
 
     /// The engine that a start would take now. `wanted` is `auto` or a name.
     pub(crate) async fn choice(&self, wanted: &str) -> Result<Choice, Failure> {
-        let Some(wish) = Wish::from_name(wanted) else {
-            let failure = Failure::new(Code::BadRequest, format!("{wanted:?} is no engine"));
-            return Err(failure.hint("use auto, firecracker or qemu"));
-        };
+        let wish = wish(wanted)?;
         let engine = self.engine.clone();
         match tokio::task::spawn_blocking(move || engine.choose(wish)).await {
             Ok(choice) => choice.map_err(|error| no_engine(&error)),
@@ -43,9 +40,9 @@ impl HostEngine {
 
 #[async_trait]
 impl Engine for HostEngine {
-    async fn launch(&self, machine: &Machine) -> Result<Facts, Failure> {
+    async fn launch(&self, machine: &Machine, wanted: &str) -> Result<Facts, Failure> {
         self.engine
-            .launch(machine)
+            .launch(machine, wish(wanted)?)
             .await
             .map_err(|error| match error {
                 LaunchError::Choose(error) => no_engine(&error),
@@ -78,6 +75,13 @@ impl Engine for HostEngine {
     async fn usable(&self, wanted: &str) -> Result<(), Failure> {
         self.choice(wanted).await.map(drop)
     }
+}
+
+fn wish(wanted: &str) -> Result<Wish, Failure> {
+    Wish::from_name(wanted).ok_or_else(|| {
+        Failure::new(Code::BadRequest, format!("{wanted:?} is no engine"))
+            .hint("use auto, firecracker or qemu")
+    })
 }
 
 fn no_engine(error: &ChooseError) -> Failure {
@@ -134,6 +138,10 @@ impl Running for Attached {
 
     async fn ended(&self) -> End {
         self.live.ended().await
+    }
+
+    async fn disk_full(&self) -> String {
+        self.live.disk_full().await
     }
 
     async fn pause(&self) -> Result<(), Failure> {

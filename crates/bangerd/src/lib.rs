@@ -73,6 +73,29 @@ pub fn print_doctor(overrides: &Overrides) -> ExitCode {
     }
 }
 
+/// Prints the defaults of new VMs as the daemon of these paths would have them,
+/// as JSON.
+#[must_use]
+pub fn print_vm_defaults(overrides: &Overrides) -> ExitCode {
+    let uid = rustix::process::getuid().as_raw();
+    let config = paths::Paths::resolve(overrides, |name| std::env::var_os(name), uid)
+        .map_err(|error| error.to_string())
+        .and_then(|paths| {
+            config::Config::load(&paths.config_file, |name| std::env::var(name).ok())
+                .map_err(|error| error.to_string())
+        });
+    match config {
+        Ok(config) => {
+            let defaults = daemon::host_defaults(&config).to_api();
+            print(&serde_json::to_string(&defaults).expect("defaults are plain JSON"))
+        }
+        Err(why) => {
+            eprintln!("error: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Prints the seams at which a test build can be cut, one a line.
 #[must_use]
 pub fn print_seams() -> ExitCode {

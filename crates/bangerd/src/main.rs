@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     match arguments.errand {
         Errand::Serve => bangerd::serve(arguments),
         Errand::Doctor => bangerd::print_doctor(&arguments.overrides),
+        Errand::VmDefaults => bangerd::print_vm_defaults(&arguments.overrides),
         Errand::ListSeams => bangerd::print_seams(),
         Errand::Version => bangerd::print(&bangerd::version()),
         Errand::Help => bangerd::print(bangerd::HELP.trim_end()),

@@ -1,6 +1,7 @@
 //! What the daemon asks of the world. One real implementation each, and one
 //! double for the tests that cut the power.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,14 +10,16 @@ use banger_engine::machine::{Abilities, End, Facts, Machine, Transport};
 use banger_model::{Holding, VmId};
 use banger_wire::agent::{Boot, Booted, Event, Exec, Health, Pong, Stop};
 use banger_wire::frames::Frame;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 
 /// Starts and finds engines.
 #[async_trait]
 pub(crate) trait Engine: Send + Sync {
-    /// Starts an engine. Returns once the process runs; the guest may not.
-    async fn launch(&self, machine: &Machine) -> Result<Facts, Failure>;
+    /// Starts an engine: the one named, or with `auto` the first that fits.
+    /// Returns once the process runs; the guest may not.
+    async fn launch(&self, machine: &Machine, wanted: &str) -> Result<Facts, Failure>;
 
     /// Takes over an engine that was launched before; `None` when it is gone.
     async fn attach(&self, facts: &Facts) -> Result<Option<Arc<dyn Running>>, Failure>;
@@ -47,6 +50,11 @@ pub(crate) trait Running: Send + Sync {
     /// Returns when the engine has ended, at once when it already has. Many
     /// may wait.
     async fn ended(&self) -> End;
+
+    /// The next disk, by its serial, whose write found no room on the host;
+    /// the guest was told of an I/O error. One answer for all the writes since
+    /// the last, and none after the end. One may wait.
+    async fn disk_full(&self) -> String;
 
     /// Freezes the guest.
     async fn pause(&self) -> Result<(), Failure>;
@@ -183,6 +191,10 @@ pub(crate) struct Want {
 /// Images and kernels, as a boot needs them.
 #[async_trait]
 pub(crate) trait Artifacts: Send + Sync {
+    /// Refuses, before anything is made, an image or a kernel that is neither
+    /// here nor one that its first use obtains.
+    async fn known(&self, image: Option<&str>, kernel: Option<&str>) -> Result<(), Failure>;
+
     /// The image of this name or id, else the default one, obtained where it
     /// is missing. Progress goes to the operation.
     async fn image(
@@ -191,8 +203,9 @@ pub(crate) trait Artifacts: Send + Sync {
         progress: &dyn Progress,
     ) -> Result<BootImage, Failure>;
 
-    /// The kernel of this name, else the image's, the configured, the newest
-    /// local, or the default one, obtained where there is none.
+    /// The kernel of this name, else the image's own or the one it names, the
+    /// configured, the newest local, or the default one, obtained where there
+    /// is none.
     async fn kernel(
         &self,
         name: Option<&str>,
@@ -232,21 +245,39 @@ pub(crate) struct BootImage {
     pub(crate) work_seed: Option<PathBuf>,
     /// Kernel it asks for.
     pub(crate) kernel_name: Option<String>,
+    /// Kernel that it brought along; then it asks for none.
+    pub(crate) own_kernel: Option<OwnKernel>,
     /// `K=V` of the image.
     pub(crate) env: Vec<String>,
     /// Working directory of the image.
     pub(crate) working_dir: Option<String>,
 }
 
+/// A kernel that came with an image: no name of its own, and not in the list
+/// of kernels. It stays for as long as a VM has the image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OwnKernel {
+    /// Its directory, as that of any kernel.
+    pub(crate) dir: PathBuf,
+    /// What `uname -r` says.
+    pub(crate) version: String,
+    /// The PCI transport is built in.
+    pub(crate) virtio_pci_builtin: bool,
+    /// It has a modules image.
+    pub(crate) has_modules: bool,
+}
+
 /// A kernel, ready to boot.
 #[derive(Debug, Clone)]
 pub(crate) struct BootKernel {
-    /// Its name.
-    pub(crate) name: String,
+    /// Its name; absent where it is the image's own.
+    pub(crate) name: Option<String>,
     /// ELF.
     pub(crate) vmlinux: PathBuf,
     /// The daemon's own, with the agent.
     pub(crate) initramfs: PathBuf,
+    /// Keeps the initramfs where it is for as long as this lives.
+    pub(crate) _hold: Option<Arc<File>>,
     /// Modules image, read-only ext4.
     pub(crate) modules: Option<PathBuf>,
     /// How its devices are attached.

@@ -57,16 +57,6 @@ impl Done {
         self.expect(0)
     }
 
-    /// Fails the test unless Ctrl-C ended it, as a shell would see it.
-    ///
-    /// # Panics
-    /// When it did not.
-    #[track_caller]
-    pub fn interrupted(self) -> Self {
-        assert!(self.code == 130 || self.code == -2, "{self}");
-        self
-    }
-
     /// Fails the test unless stderr holds the text.
     ///
     /// # Panics

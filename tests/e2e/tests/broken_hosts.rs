@@ -132,10 +132,7 @@ fn a_damaged_or_newer_database_stops_the_daemon_and_stays_as_it_is() {
         fs::write(&path, &bytes).expect("an own file");
         let done = house.banger("list").expect(5).says("state.db");
         println!("{what}: {}", done.err().trim());
-        // It told its error before it was gone.
-        wait::until_true("the daemon ends", Duration::from_secs(5), || {
-            house.daemon_pid().is_none()
-        });
+        assert!(house.daemon_pid().is_none());
         assert_eq!(
             fs::read(&path).expect("still there"),
             bytes,
@@ -328,4 +325,59 @@ fn a_full_disk_is_no_space_and_leaves_nothing_half_made() {
     assert_eq!(alive.ok().json()["vms"].as_array().map(Vec::len), Some(0));
     let changed = after.differs_from(&before);
     assert!(changed.is_empty(), "{}", changed.join("\n"));
+}
+
+#[test]
+fn a_guest_whose_host_is_full_meets_errors_runs_on_and_is_told_of() {
+    if !e2e::am_root() {
+        skip!("a small file system for the state needs root to mount it");
+    }
+    let house = House::new();
+    fs::create_dir_all(house.state()).expect("an own directory");
+    let Some(mounted) = Mounted::tmpfs(house.state(), "size=2g,mode=0700") else {
+        skip!("this root may not mount")
+    };
+    house.furnish(Root::Bare, Kernel::Old);
+    let create = house.banger("create --name box");
+    let events = house
+        .call(["events", "box"])
+        .limit(Duration::from_secs(300))
+        .start();
+    wait::pause(Duration::from_millis(500));
+    let fill = house.state().join("fill");
+    let _ = Call::new(
+        "dd",
+        ["if=/dev/zero", &format!("of={}", fill.display()), "bs=1M"],
+    )
+    .run();
+    let script = "dd if=/dev/zero of=/root/big bs=1M count=64 conv=fsync";
+    let write = house.sh("box", script);
+    let told = wait::eventually(Duration::from_secs(30), || {
+        events.out_so_far().contains("disk full").then_some(())
+    });
+    let alive = house.banger("exec box -- echo alive");
+    fs::remove_file(&fill).expect("an own file");
+    events.ctrl_c();
+    let events = events.wait();
+    let log = house.log_tail();
+    let killed = house.banger("kill box");
+    let restart = house.banger("start box");
+    let again = house.sh("box", script);
+    let _ = house.banger("daemon stop --with-vms");
+    wait::until_true("the daemon has ended", Duration::from_secs(60), || {
+        house.daemon_pid().is_none()
+    });
+    drop(mounted);
+    let _ = create.ok();
+    assert_ne!(write.code, 0, "{write}");
+    let _ = write.says("error");
+    assert!(told.is_some(), "{events}");
+    assert!(events.out().contains("its work disk"), "{events}");
+    assert!(log.contains("no room for what the guest writes"), "{log}");
+    assert_eq!(alive.ok().line(), "alive");
+    // With room again all is well at the next boot.
+    let _ = killed.ok();
+    let _ = restart.ok();
+    let _ = again.ok();
+    let _ = events.expect(130);
 }

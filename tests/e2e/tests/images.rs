@@ -320,3 +320,62 @@ fn a_registered_file_that_changed_is_not_booted() {
     let _ = house.banger("start box").expect(4).says("copy");
     assert_eq!(house.vms().len(), 1);
 }
+
+#[test]
+fn an_image_brings_a_kernel_of_its_own() {
+    if census::which("dpkg-deb").is_none() {
+        e2e::skip!("no dpkg-deb here");
+    }
+    let house = House::new();
+    let _ = house.banger("list").ok();
+    let before = house.census();
+    let tree = house.dir().join("home/kernel");
+    let deb = fixture::kernel_deb(Kernel::Old);
+    let _ = Call::new(
+        "dpkg-deb",
+        ["-x".as_ref(), deb.as_os_str(), tree.as_os_str()],
+    )
+    .run()
+    .ok();
+    let versions = std::fs::read_dir(tree.join("lib/modules")).expect("unpacked above");
+    let version = versions
+        .flatten()
+        .next()
+        .expect("a kernel has modules")
+        .file_name()
+        .into_string()
+        .expect("a plain name");
+    let kernel = tree.join(format!("boot/vmlinuz-{version}"));
+    let modules = tree.join("lib/modules").join(&version);
+    let register = |more: &[&std::ffi::OsStr]| {
+        let root = fixture::root(Root::Bare);
+        let words = ["image", "register", "--name", "own", "--rootfs"];
+        let words = words.iter().map(AsRef::as_ref).chain([root.as_os_str()]);
+        house.call(words.chain(more.iter().copied())).run()
+    };
+    let whole = [
+        "--kernel".as_ref(),
+        kernel.as_os_str(),
+        "--modules".as_ref(),
+        modules.as_os_str(),
+    ];
+    let _ = register(&whole).ok();
+    // banger keeps what it needs of them.
+    std::fs::remove_dir_all(&tree).expect("an own directory");
+    let script = "uname -r; ls /lib/modules; modprobe dummy && grep -c ^dummy /proc/modules";
+    let done = house
+        .call(["run", "--rm", "--image", "own", "--", "sh", "-c", script])
+        .run()
+        .ok();
+    assert_eq!(done.out(), format!("{version}\n{version}\n1\n"));
+    assert_eq!(house.banger("kernel list -q").ok().line(), "");
+    let _ = house.banger("create --name box --image own").ok();
+    assert!(house.vm("box")["spec"]["kernel_name"].is_null());
+    let _ = house.banger("restart box").ok();
+    // In use it stays as it is.
+    let _ = register(&[]).expect(4).says("box");
+    let _ = house.banger("image delete own").expect(4).says("box");
+    let _ = house.banger("rm box").ok();
+    let _ = house.banger("image delete own").ok();
+    house.assert_as_before(&before, Duration::from_secs(5));
+}

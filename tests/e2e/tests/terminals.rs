@@ -186,3 +186,39 @@ fn a_bare_shell_is_a_login_shell(window: &Terminal<'_>) {
         "stages are for people: {screen}"
     );
 }
+
+#[test]
+fn emulation_is_told_once_and_only_to_a_person() {
+    let house = House::with(Root::Bare, Kernel::Old);
+    house.stop_daemon();
+    house.set_env("BANGER_KVM", "off");
+    let note = "note: no usable KVM (BANGER_KVM=off); emulating, 5 to 20 times slower";
+    let done = house.banger("run --rm -- true").ok();
+    assert_eq!(done.err(), "", "nobody watches");
+    let _ = house.banger("create --name box").ok();
+    let window = Terminal::open(&house, 120, 25);
+    for (time, told) in [("first", 1), ("second", 0)] {
+        enter(&window, &format!("banger run --rm -- echo the {time} time"));
+        wait::until_true("the command has run", Duration::from_secs(120), || {
+            window
+                .screen()
+                .lines()
+                .any(|l| l == format!("the {time} time"))
+        });
+        window.wait_for("host$", SOON);
+        let screen = window.screen();
+        assert_eq!(screen.matches(note).count(), told, "{screen}");
+    }
+    // What goes on for ever ends by Ctrl-C, and the prompt is back.
+    for command in ["logs -f box", "events"] {
+        enter(&window, &format!("banger {command}; echo status=$?"));
+        let _ = house.sh("box", "echo heard > /dev/console").ok();
+        if command != "events" {
+            window.wait_for("heard", SOON);
+        } else {
+            wait::pause(Duration::from_millis(500));
+        }
+        window.press("C-c");
+        window.wait_for("status=130", SOON);
+    }
+}

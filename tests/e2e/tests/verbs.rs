@@ -34,7 +34,7 @@ fn a_machine_is_shown_listed_watched_and_changed() {
     });
     println!("{}", events.out_so_far());
     events.ctrl_c();
-    let _ = events.wait().interrupted();
+    let _ = events.wait().expect(130);
 }
 
 fn shown_and_listed(house: &House) {
@@ -227,6 +227,7 @@ fn logs_and_stats(house: &House) {
         house.banger("logs box").ok().out().contains("line-5")
     });
     let tail = house.banger("logs -n 2 box").ok().out();
+    assert_eq!(tail.lines().count(), 2, "{tail:?}");
     assert!(
         tail.contains("line-5") && !tail.contains("line-2"),
         "{tail}"
@@ -236,7 +237,7 @@ fn logs_and_stats(house: &House) {
     let _ = house.sh("box", "echo followed > /dev/console").ok();
     follow.wait_for_out("followed", SOON);
     follow.ctrl_c();
-    let _ = follow.wait().interrupted();
+    let _ = follow.wait().expect(130);
     let stats = house.banger("stats box --json").ok().json();
     let stats = &stats["stats"];
     assert!(

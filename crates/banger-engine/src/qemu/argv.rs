@@ -27,6 +27,11 @@ pub(crate) fn drive_name(index: usize) -> String {
     format!("disk{index}")
 }
 
+/// The number of the drive that QEMU calls so.
+pub(crate) fn drive_index(name: &str) -> Option<usize> {
+    name.strip_prefix("disk")?.parse().ok()
+}
+
 /// Arguments after the program. `tsc_khz` is the rate of the host's counter,
 /// for an emulated guest.
 pub(crate) fn arguments(
@@ -96,9 +101,20 @@ pub(crate) fn arguments(
         };
         let head = format!("if=none,id={name},format=raw{mode},file=");
         line.path("-drive", &head, &drive.path, "");
+        // Otherwise a full host disk would freeze the guest until somebody thaws
+        // it: here the guest is told, and so are we.
+        let errors = if drive.read_only {
+            "rerror=report"
+        } else {
+            "rerror=report,werror=report"
+        };
         line.pair(
             "-device",
-            format!("{},drive={name},serial={}", device("blk"), drive.serial),
+            format!(
+                "{},drive={name},serial={},{errors}",
+                device("blk"),
+                drive.serial
+            ),
         );
     }
     line.pair("-device", device("rng"));

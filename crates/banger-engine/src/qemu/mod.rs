@@ -39,7 +39,7 @@ pub(crate) const CHANNEL: &str = "agent.sock";
 /// QMP.
 pub(crate) const CONTROL: &str = "control.sock";
 
-pub(crate) use argv::drive_name;
+pub(crate) use argv::{drive_index, drive_name};
 
 /// Starts the process and returns when it is QEMU. Blocks for milliseconds.
 pub(crate) fn start(

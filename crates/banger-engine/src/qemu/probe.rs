@@ -14,6 +14,8 @@ use crate::choose::ChooseError;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 const FILE: &str = "engines.json";
+/// The device that carries the agent's line.
+const PORT: &str = "virtserialport";
 /// Below this the microvm machine lacks what we rely on.
 const OLDEST: (u32, u32) = (7, 2);
 /// A cache larger than this is not ours.
@@ -27,6 +29,8 @@ pub(crate) struct Found {
     /// As it prints it.
     pub(crate) version: String,
     microvm: bool,
+    /// It has the device that the agent's line is.
+    channel: bool,
     mtime: (i64, i64),
     size: u64,
 }
@@ -87,11 +91,12 @@ impl Probe {
         let found = match at {
             Some(at) if known[at].mtime == mtime && known[at].size == size => known[at].clone(),
             _ => {
-                let (version, microvm) = ask(&real).map_err(unusable)?;
+                let said = ask(&real).map_err(unusable)?;
                 let found = Found {
                     program: real,
-                    version,
-                    microvm,
+                    version: said.version,
+                    microvm: said.microvm,
+                    channel: said.channel,
                     mtime,
                     size,
                 };
@@ -110,6 +115,9 @@ impl Probe {
         }
         if !found.microvm {
             return Err(unusable("has no microvm machine".to_owned()));
+        }
+        if !found.channel {
+            return Err(unusable(format!("has no {PORT} for the guest's channel")));
         }
         Ok(found)
     }
@@ -134,8 +142,16 @@ fn in_path(path: Option<&OsStr>) -> Option<PathBuf> {
         })
 }
 
-/// Version and whether it knows microvm, from the program itself.
-fn ask(program: &Path) -> Result<(String, bool), String> {
+/// What a program says of itself.
+struct Said {
+    version: String,
+    microvm: bool,
+    channel: bool,
+}
+
+/// Version, and whether it has the machine and the device that we use, from
+/// the program itself.
+fn ask(program: &Path) -> Result<Said, String> {
     let run = |arguments: &[&str]| {
         let mut command = Command::new(program);
         command
@@ -153,7 +169,14 @@ fn ask(program: &Path) -> Result<(String, bool), String> {
     let microvm = run(&["-machine", "help"])?
         .lines()
         .any(|line| line.split(' ').next() == Some("microvm"));
-    Ok((version.to_owned(), microvm))
+    let channel = run(&["-device", "help"])?
+        .lines()
+        .any(|line| line.starts_with(&format!("name \"{PORT}\"")));
+    Ok(Said {
+        version: version.to_owned(),
+        microvm,
+        channel,
+    })
 }
 
 /// `QEMU emulator version 7.2.22 (Debian ...)`.
@@ -177,10 +200,13 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    fn fake(directory: &Path, version: &str, machines: &str) -> PathBuf {
+    const DEVICE: &str = "name \"virtserialport\", bus virtio-serial-bus";
+
+    fn fake(directory: &Path, version: &str, machines: &str, devices: &str) -> PathBuf {
         let program = directory.join(PROGRAM);
         let script = format!(
-            "#!/bin/sh\necho asked >> '{}/asked'\n[ \"$1\" = --version ] && echo '{version}' || echo '{machines}'\n",
+            "#!/bin/sh\necho asked >> '{}/asked'\ncase \"$1\" in --version) echo '{version}' ;; \
+             -machine) echo '{machines}' ;; *) echo '{devices}' ;; esac\n",
             directory.display()
         );
         std::fs::write(&program, script).unwrap();
@@ -196,6 +222,7 @@ mod tests {
             &directory,
             "QEMU emulator version 9.1.0 (x)",
             "microvm  microvm (i386)",
+            DEVICE,
         );
         let path = Some(directory.as_os_str());
         let asked = || {
@@ -208,17 +235,18 @@ mod tests {
             Probe::new(&directory).find(None, path).unwrap().version,
             "9.1.0"
         );
-        assert_eq!(asked(), 2);
+        assert_eq!(asked(), 3);
         assert_eq!(
             Probe::new(&directory).find(None, path).unwrap().version,
             "9.1.0"
         );
-        assert_eq!(asked(), 2, "the second daemon asked again");
+        assert_eq!(asked(), 3, "the second daemon asked again");
 
         let program = fake(
             &directory,
             "QEMU emulator version 5.2.0",
             "microvm  microvm",
+            DEVICE,
         );
         let old = Probe::new(&directory).find(None, path).unwrap_err();
         assert!(
@@ -230,6 +258,7 @@ mod tests {
             &directory,
             "QEMU emulator version 10.0.20",
             "pc  Standard PC",
+            DEVICE,
         );
         let bare = Probe::new(&directory)
             .find(Some(&program), None)
@@ -238,7 +267,19 @@ mod tests {
             bare.to_string().ends_with("has no microvm machine"),
             "{bare}"
         );
-        fake(&directory, "something else, longer", "");
+        let mute = fake(
+            &directory,
+            "QEMU emulator version 10.0.2",
+            "microvm  microvm",
+            "name \"virtconsole\", bus virtio-serial-bus",
+        );
+        let mute = Probe::new(&directory).find(Some(&mute), None).unwrap_err();
+        assert!(
+            mute.to_string()
+                .ends_with("has no virtserialport for the guest's channel"),
+            "{mute}"
+        );
+        fake(&directory, "something else, longer", "", "");
         assert!(matches!(
             Probe::new(&directory).find(None, path),
             Err(ChooseError::Unusable { .. })

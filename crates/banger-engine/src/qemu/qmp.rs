@@ -1,7 +1,7 @@
 //! QEMU's control protocol: lines of JSON over a socket. Speaks the few
-//! commands that are needed and listens for how the machine ended. The other
-//! side may be taken over by its guest: lines are bounded, and what is not
-//! understood is skipped.
+//! commands that are needed and listens for how the machine ended, and for
+//! writes that the host's disk had no room for. The other side may be taken
+//! over by its guest: lines are bounded, and what is not understood is skipped.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,6 +20,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const STATUS_ID: u64 = u64::MAX;
 /// Commands waiting to be written.
 const WAITING: usize = 16;
+/// Longest name of a device that is kept, bytes.
+const LONGEST_NAME: usize = 64;
+/// What QEMU, in whose environment there is no language, calls a host without
+/// room: `ENOSPC` and `EDQUOT`.
+const NO_ROOM: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 
 /// A line that QEMU said.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,6 +86,22 @@ pub fn parse(line: &[u8]) -> Message {
         };
     }
     Message::Other
+}
+
+/// The drive whose write failed for want of room on the host, where an event
+/// says that.
+#[must_use]
+pub fn full_disk(name: &str, data: &Value) -> Option<String> {
+    if name != "BLOCK_IO_ERROR" || data["operation"] != "write" {
+        return None;
+    }
+    // QEMU sets `nospace` only where it would stop the guest for it.
+    let known = data["nospace"] == true;
+    if !known && !NO_ROOM.iter().any(|reason| data["reason"] == *reason) {
+        return None;
+    }
+    let device = data["device"].as_str().unwrap_or_default();
+    (device.len() <= LONGEST_NAME).then(|| device.to_owned())
 }
 
 /// A line was longer than [`LONGEST_LINE`].
@@ -161,6 +182,7 @@ pub(crate) struct Qmp {
     next: std::sync::atomic::AtomicU64,
     ended: Arc<Mutex<Option<Shutdown>>>,
     open: watch::Receiver<bool>,
+    full: tokio::sync::Mutex<watch::Receiver<String>>,
 }
 
 impl Qmp {
@@ -172,15 +194,17 @@ impl Qmp {
     {
         let (requests, inbox) = mpsc::channel(WAITING);
         let (alive, open) = watch::channel(true);
+        let (full, filled) = watch::channel(String::new());
         let ended = Arc::new(Mutex::new(None));
         let qmp = Self {
             requests,
             next: std::sync::atomic::AtomicU64::new(1),
             ended: Arc::clone(&ended),
             open,
+            full: tokio::sync::Mutex::new(filled),
         };
         let driver = async move {
-            match drive(socket, inbox, &ended).await {
+            match drive(socket, inbox, &ended, &full).await {
                 Ok(()) => {}
                 Err(error) => tracing::debug!(%error, "control socket of an engine"),
             }
@@ -195,6 +219,16 @@ impl Qmp {
             .lock()
             .expect("nothing panics while it holds this lock")
             .clone()
+    }
+
+    /// The next drive whose write found no room on the host. Told once for all
+    /// the writes since the last answer; never after the conversation ended.
+    pub(crate) async fn disk_full(&self) -> String {
+        let mut full = self.full.lock().await;
+        match full.changed().await {
+            Ok(()) => full.borrow_and_update().clone(),
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Returns when everything that QEMU ever said was read.
@@ -230,6 +264,7 @@ async fn drive<S>(
     socket: S,
     mut inbox: mpsc::Receiver<Request>,
     ended: &Mutex<Option<Shutdown>>,
+    full: &watch::Sender<String>,
 ) -> io::Result<()>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
@@ -300,6 +335,11 @@ where
                             .and_then(Value::as_str)
                             .unwrap_or("unknown"),
                     );
+                }
+                Message::Event { name, data } => {
+                    if let Some(device) = full_disk(&name, &data) {
+                        full.send_replace(device);
+                    }
                 }
                 _ => {}
             }
@@ -439,6 +479,52 @@ mod tests {
             qmp.run("cont", Value::Null).await,
             Err(QmpError::Closed)
         ));
+    }
+
+    #[test]
+    fn only_a_write_without_room_on_the_host_is_a_full_disk() {
+        let event = |operation: &str, reason: &str| {
+            let data = json!({"device": "disk2", "operation": operation, "action": "report", "reason": reason});
+            full_disk("BLOCK_IO_ERROR", &data)
+        };
+        for reason in NO_ROOM {
+            assert_eq!(event("write", reason), Some("disk2".to_owned()));
+            assert_eq!(event("read", reason), None);
+        }
+        assert_eq!(event("write", "Input/output error"), None);
+        let flagged = json!({"device": "disk1", "operation": "write", "nospace": true});
+        assert_eq!(
+            full_disk("BLOCK_IO_ERROR", &flagged),
+            Some("disk1".to_owned())
+        );
+        assert_eq!(full_disk("BLOCK_JOB_ERROR", &flagged), None);
+        let long = json!({"device": "d".repeat(65), "operation": "write", "nospace": true});
+        assert_eq!(full_disk("BLOCK_IO_ERROR", &long), None);
+    }
+
+    #[tokio::test]
+    async fn many_writes_without_room_are_told_once_until_the_next() {
+        let (ours, mut theirs) = tokio::io::duplex(4096);
+        let (qmp, driver) = Qmp::over(ours);
+        let event = |device: &str| {
+            let data = json!({"device": device, "operation": "write", "reason": "No space left on device"});
+            format!("{}\n", json!({"event": "BLOCK_IO_ERROR", "data": data}))
+        };
+        let engine = async {
+            for device in ["disk1", "disk1", "disk2"] {
+                theirs.write_all(event(device).as_bytes()).await.unwrap();
+            }
+            // Read by the driver before anybody asks.
+            tokio::task::yield_now().await;
+            assert_eq!(qmp.disk_full().await, "disk2");
+            theirs.write_all(event("disk1").as_bytes()).await.unwrap();
+            assert_eq!(qmp.disk_full().await, "disk1");
+            drop(theirs);
+            qmp.closed().await;
+            let more = tokio::time::timeout(Duration::from_millis(20), qmp.disk_full());
+            assert!(more.await.is_err(), "nothing comes after the end");
+        };
+        tokio::join!(driver, engine);
     }
 
     #[tokio::test]

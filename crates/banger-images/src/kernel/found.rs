@@ -150,25 +150,32 @@ impl Found {
         let kernel_path = inside(&metadata.kernel)?;
         let initrd = metadata.initrd.as_deref().map(inside).transpose()?;
         let modules = metadata.modules.as_deref().map(inside).transpose()?;
-        // Either the directory of one version, or the one above it.
-        let modules = match modules {
-            Some(path) if !is_modules_dir(&path) => Some(newest_dir(&path).unwrap_or(path)),
-            other => other,
-        };
-        let version = metadata.version.or_else(|| {
-            let name = modules.as_ref()?.file_name()?.to_str()?;
-            is_version(name).then(|| name.to_owned())
-        });
-        let mut found = Found::of_files(
-            &kernel_path,
-            initrd.as_deref(),
-            modules.as_deref(),
-            None,
-            cancel,
-        )?;
-        found.version = version;
+        let mut found =
+            Found::in_files(&kernel_path, initrd.as_deref(), modules.as_deref(), cancel)?;
+        found.version = metadata.version.or(found.version);
         found.arch = metadata.arch;
         found.distro = metadata.distro;
+        Ok(found)
+    }
+
+    /// In files that somebody named.
+    pub(super) fn in_files(
+        kernel: &Path,
+        initrd: Option<&Path>,
+        modules: Option<&Path>,
+        cancel: &Cancel,
+    ) -> Result<Found, KernelError> {
+        // Either the directory of one version, or the one above it.
+        let modules = modules.map(|path| {
+            let one = is_modules_dir(path);
+            let newest = (!one).then(|| newest_dir(path)).flatten();
+            newest.unwrap_or_else(|| path.to_owned())
+        });
+        let mut found = Found::of_files(kernel, initrd, modules.as_deref(), None, cancel)?;
+        found.version = modules.as_ref().and_then(|path| {
+            let name = path.file_name()?.to_str()?;
+            is_version(name).then(|| name.to_owned())
+        });
         Ok(found)
     }
 

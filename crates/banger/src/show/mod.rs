@@ -36,6 +36,14 @@ pub(crate) fn write(bytes: &[u8]) -> Result<(), Failure> {
         .map_err(|error| Failure::of_output(&error))
 }
 
+/// The same beside everything else: a reader that does not read holds up
+/// nobody who waits for an interrupt.
+pub(crate) async fn write_aside(bytes: Vec<u8>) -> Result<(), Failure> {
+    tokio::task::spawn_blocking(move || write(&bytes))
+        .await
+        .expect("writing does not panic")
+}
+
 /// Writes a line to standard error. A closed standard error is nobody's loss.
 pub(crate) fn note(text: &str) {
     let mut err = std::io::stderr().lock();

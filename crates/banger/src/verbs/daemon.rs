@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use crate::client::At;
 use crate::client::start::{self, Place};
 use crate::failure::Failure;
+use crate::interrupt::interruptible;
 use crate::show::table::facts;
 use crate::{paths, show};
 
@@ -68,7 +69,7 @@ impl Verb {
             Self::Status(args) => args.run(place).await,
             Self::Stop(args) => args.run(place).await,
             Self::Restart(Restart {}) => restart(place).await,
-            Self::Logs(args) => args.run(place).await,
+            Self::Logs(args) => interruptible(args.run(place)).await,
         }
     }
 }
@@ -173,7 +174,7 @@ impl Logs {
         loop {
             text.clear();
             file.read_to_end(&mut text).await.map_err(cannot)?;
-            show::write(&text)?;
+            show::write_aside(text.clone()).await?;
             tokio::time::sleep(LOOK).await;
             let now = tokio::fs::metadata(path)
                 .await

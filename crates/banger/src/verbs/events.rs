@@ -1,7 +1,7 @@
 //! `events`: what happens to VMs, as it happens.
 
 use banger_api::endpoint::EVENTS;
-use banger_api::operation::{HealthEvent, VmEvent};
+use banger_api::operation::{DiskFullEvent, HealthEvent, VmEvent};
 use banger_api::vm::State;
 use clap::Args;
 
@@ -10,6 +10,7 @@ use crate::client::events::Event;
 use crate::client::start::Place;
 use crate::complete;
 use crate::failure::Failure;
+use crate::interrupt::interruptible;
 use crate::show::escape;
 
 /// Print changes of VMs as they happen
@@ -28,8 +29,12 @@ pub(crate) struct EventsOf {
 }
 
 impl EventsOf {
-    /// Prints until the daemon ends.
+    /// Prints until the daemon ends, or somebody has seen enough.
     pub(crate) async fn run(self, place: &Place) -> Result<u8, Failure> {
+        interruptible(self.print(place)).await
+    }
+
+    async fn print(&self, place: &Place) -> Result<u8, Failure> {
         let client = place.reach().await?;
         let mut query: Vec<(&str, &str)> = self.vms.iter().map(|vm| ("vm", vm.as_str())).collect();
         query.extend(self.since.as_deref().map(|since| ("since", since)));
@@ -50,7 +55,7 @@ impl EventsOf {
                 text(&event)
             };
             if let Some(line) = line {
-                crate::show::line(&line)?;
+                crate::show::write_aside(format!("{line}\n").into_bytes()).await?;
             }
         }
         Ok(0)
@@ -96,6 +101,17 @@ fn text(event: &Event) -> Option<String> {
                 if healthy { "healthy" } else { "unhealthy" }
             )))
         }
+        "disk_full" => {
+            let DiskFullEvent { name, disk, at, .. } = event.read()?;
+            let disk = match disk.as_str() {
+                "overlay" => "system overlay",
+                "work" => "work disk",
+                other => other,
+            };
+            Some(escape(&format!(
+                "{at} {name} disk full: no room on the host for its {disk}"
+            )))
+        }
         _ => None,
     }
 }
@@ -115,5 +131,13 @@ mod tests {
             "2026-01-01T00:00:00Z web running -> error (engine died\\x0ax)"
         );
         assert!(json(&event).unwrap().contains(r#""event":"vm""#));
+        let event = Event {
+            name: "disk_full".into(),
+            data: r#"{"id":"ab","name":"web","disk":"work","at":"2026-01-01T00:00:00Z"}"#.into(),
+        };
+        assert_eq!(
+            text(&event).unwrap(),
+            "2026-01-01T00:00:00Z web disk full: no room on the host for its work disk"
+        );
     }
 }

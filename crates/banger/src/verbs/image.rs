@@ -62,7 +62,8 @@ pub(crate) struct Delete {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   banger image register --name mine --rootfs ./root.ext4
-  banger image register --name mine --rootfs ./root.ext4 --kernel-ref 6.1.0-56-cloud-amd64")]
+  banger image register --name mine --rootfs ./root.ext4 --kernel-ref 6.1.0-56-cloud-amd64
+  banger image register --name mine --rootfs ./root.ext4 --kernel ./bzImage --modules ./6.9.1")]
 pub(crate) struct Register {
     /// Name
     #[arg(long, value_name = "NAME")]
@@ -76,14 +77,14 @@ pub(crate) struct Register {
     /// Kernel it boots with, by name
     #[arg(long, value_name = "KERNEL", conflicts_with_all = ["kernel", "initrd", "modules"], add = complete::kernels())]
     kernel_ref: Option<String>,
-    /// Kernel file
+    /// Kernel file of its own, vmlinux or bzImage; banger keeps a copy
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// Initrd file
-    #[arg(long, value_name = "FILE")]
+    /// Initrd file of that kernel, kept and shown
+    #[arg(long, value_name = "FILE", requires = "kernel")]
     initrd: Option<PathBuf>,
-    /// Modules directory
-    #[arg(long, value_name = "DIR")]
+    /// Modules directory of that kernel, as /lib/modules/VERSION
+    #[arg(long, value_name = "DIR", requires = "kernel")]
     modules: Option<PathBuf>,
 }
 

@@ -9,6 +9,7 @@ use crate::client::At;
 use crate::client::start::Place;
 use crate::complete;
 use crate::failure::Failure;
+use crate::interrupt::interruptible;
 
 /// Print the console of a VM
 #[derive(Debug, Args)]
@@ -27,6 +28,10 @@ pub(crate) struct Logs {
 impl Logs {
     /// Prints it, escaped where a terminal reads it: a guest wrote it.
     pub(crate) async fn run(self, place: &Place) -> Result<u8, Failure> {
+        interruptible(self.print(place)).await
+    }
+
+    async fn print(&self, place: &Place) -> Result<u8, Failure> {
         let client = place.reach().await?;
         let tail = self.tail.map(|lines| lines.to_string());
         let mut query = vec![("content", "true")];
@@ -46,11 +51,12 @@ impl Logs {
         let terminal = std::io::stdout().is_terminal();
         let mut cut = Vec::new();
         while let Some(bytes) = text.next().await? {
-            if terminal {
-                crate::show::write(tame(&mut cut, &bytes).as_bytes())?;
+            let shown = if terminal {
+                tame(&mut cut, &bytes).into_bytes()
             } else {
-                crate::show::write(&bytes)?;
-            }
+                bytes.into()
+            };
+            crate::show::write_aside(shown).await?;
         }
         Ok(0)
     }

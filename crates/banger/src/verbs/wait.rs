@@ -15,6 +15,7 @@ use crate::client::start::Place;
 use crate::client::{At, Client};
 use crate::complete;
 use crate::failure::{Failure, TIMED_OUT};
+use crate::interrupt::interruptible;
 use crate::show::size::parse_duration;
 
 /// Wait until a VM is running, healthy, stopped or gone
@@ -51,6 +52,10 @@ enum What {
 impl Wait {
     /// Waits.
     pub(crate) async fn run(self, place: &Place) -> Result<u8, Failure> {
+        interruptible(self.until_timeout(place)).await
+    }
+
+    async fn until_timeout(&self, place: &Place) -> Result<u8, Failure> {
         let client = place.reach().await?;
         let wait = self.until(&client);
         match self.timeout {

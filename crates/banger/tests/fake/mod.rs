@@ -40,6 +40,8 @@ pub(crate) enum Answer {
     Json(u16, Value),
     Events(Vec<(&'static str, Value)>),
     Text(&'static str),
+    /// Text of which more might come, until the client has left.
+    Endless(String),
     /// The connection after a 101.
     Upgrade(Box<dyn FnOnce(Frames) + Send>),
     /// Nothing, and the connection is closed.
@@ -274,6 +276,11 @@ fn serve(
             }
             Answer::Text(text) => {
                 write!(writer, "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{text}")?;
+                return Ok(());
+            }
+            Answer::Endless(text) => {
+                write!(writer, "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{text}")?;
+                let _ = reader.read_to_end(&mut Vec::new());
                 return Ok(());
             }
             Answer::Events(events) => {

@@ -2,18 +2,23 @@
 //! that carries it.
 //!
 //! An initramfs is cached by the content that goes into it, so a new agent or
-//! kernel makes a new one and nothing has to be forgotten. Refuses an agent
-//! that needs a dynamic loader: there is none in an initramfs.
+//! kernel makes a new one; those of agents and kernels that are gone are pruned.
+//! Whoever is about to boot holds a shared lock on its initramfs, and nothing is
+//! pruned that cannot be locked alone. Refuses an agent that needs a dynamic
+//! loader: there is none in an initramfs.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use banger_api::error::Code;
 use banger_engine::machine::Transport;
 use banger_images::initramfs::{self, BootSet, Channel};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::process::{Pid, test_kill_process};
 
 use crate::failure::Failure;
 
@@ -53,7 +58,7 @@ impl Boots {
         &self,
         kernel_dir: &Path,
         transport: Transport,
-    ) -> Result<PathBuf, Failure> {
+    ) -> Result<Made, Failure> {
         let set = BootSet {
             transport: match transport {
                 Transport::Mmio => initramfs::Transport::Mmio,
@@ -74,20 +79,67 @@ impl Boots {
         let hash = self.hash_of(&agent).map_err(cannot)?;
         let key = initramfs::key(&hash, kernel_dir, set).map_err(cannot)?;
         let path = self.cache.join(&key);
-        if path.exists() {
-            return Ok(path);
+        let mut fresh = false;
+        loop {
+            if let Some(hold) = hold(&path).map_err(cannot)? {
+                let hold = Arc::new(hold);
+                return Ok(Made { path, hold, fresh });
+            }
+            fresh = true;
+            fs::create_dir_all(&self.cache).map_err(cannot)?;
+            let unique = format!(
+                ".{key}.{}.{:?}",
+                std::process::id(),
+                std::thread::current().id()
+            );
+            let beside = self.cache.join(unique);
+            initramfs::build(&agent, kernel_dir, set, &beside).map_err(cannot)?;
+            place(&beside, &path).map_err(cannot)?;
         }
-        fs::create_dir_all(&self.cache).map_err(cannot)?;
-        // Two that make the same one at once both win.
-        let unique = format!(
-            ".{key}.{}.{:?}",
-            std::process::id(),
-            std::thread::current().id()
-        );
-        let beside = self.cache.join(unique);
-        initramfs::build(&agent, kernel_dir, set, &beside).map_err(cannot)?;
-        fs::rename(&beside, &path).map_err(cannot)?;
-        Ok(path)
+    }
+
+    /// Removes what none of these kernels boots from with the agent of now.
+    /// Without an agent nobody can say what that is: then all stays.
+    pub(crate) fn prune(&self, kernel_dirs: &[PathBuf]) -> Result<(), Failure> {
+        let Ok(agent) = find_agent() else {
+            return Ok(());
+        };
+        let cannot = |error: io::Error| {
+            Failure::internal(format!("cannot prune {}", self.cache.display()), &error)
+        };
+        let hash = self.hash_of(&agent).map_err(cannot)?;
+        self.prune_but(&keys(&hash, kernel_dirs)).map_err(cannot)
+    }
+
+    fn prune_but(&self, wanted: &HashSet<String>) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.cache) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let path = entry.path();
+            // Held until it is removed, so that nobody else begins to.
+            let mut alone = None;
+            let stale = match half_made(name) {
+                Some(maker) => !lives(maker),
+                None if !is_key(name) || wanted.contains(name) => false,
+                None => {
+                    alone = hold_alone(&path);
+                    alone.is_some()
+                }
+            };
+            if stale {
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => tracing::info!(name, "pruned an initramfs"),
+                }
+            }
+            drop(alone);
+        }
+        Ok(())
     }
 
     fn hash_of(&self, path: &Path) -> io::Result<String> {
@@ -108,6 +160,82 @@ impl Boots {
         *known = Some((agent, hash.clone()));
         Ok(hash)
     }
+}
+
+/// An initramfs that stays where it is for as long as `hold` lives.
+pub(crate) struct Made {
+    pub(crate) path: PathBuf,
+    pub(crate) hold: Arc<File>,
+    /// It was not in the cache.
+    pub(crate) fresh: bool,
+}
+
+/// Opens and locks a cached file, so that nobody prunes it; `None` where there
+/// is none, or where it was pruned in this moment.
+fn hold(path: &Path) -> io::Result<Option<File>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    // Where files cannot be locked nothing is pruned either.
+    let _ = rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockShared));
+    match fs::metadata(path) {
+        Ok(found) if found.ino() == file.metadata()?.ino() => Ok(Some(file)),
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Holds a cached file that nobody else holds.
+fn hold_alone(path: &Path) -> Option<File> {
+    let file = File::open(path).ok()?;
+    let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+    locked.is_ok().then_some(file)
+}
+
+/// Gives a file its name. Of two that made the same one at once the first
+/// stays, which somebody may hold by now.
+fn place(beside: &Path, path: &Path) -> io::Result<()> {
+    match renameat_with(CWD, beside, CWD, path, RenameFlags::NOREPLACE) {
+        Err(rustix::io::Errno::EXIST) => fs::remove_file(beside),
+        other => Ok(other?),
+    }
+}
+
+/// Names of all that these kernels may boot from with this agent.
+fn keys(agent_hash: &str, kernel_dirs: &[PathBuf]) -> HashSet<String> {
+    let mut keys = HashSet::new();
+    for dir in kernel_dirs {
+        for transport in [initramfs::Transport::Mmio, initramfs::Transport::Pci] {
+            for net in [false, true] {
+                let set = BootSet {
+                    transport,
+                    channel: Channel::Serial,
+                    net,
+                };
+                // A directory that cannot be read boots nothing.
+                keys.extend(initramfs::key(agent_hash, dir, set));
+            }
+        }
+    }
+    keys
+}
+
+fn is_key(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The process that was making this file, by the file's name.
+fn half_made(name: &str) -> Option<i32> {
+    let (key, rest) = name.strip_prefix('.')?.split_once('.')?;
+    let (maker, _) = rest.split_once('.')?;
+    is_key(key).then(|| maker.parse().ok()).flatten()
+}
+
+fn lives(pid: i32) -> bool {
+    Pid::from_raw(pid)
+        .is_some_and(|pid| !matches!(test_kill_process(pid), Err(rustix::io::Errno::SRCH)))
 }
 
 /// Finds the agent's program and checks that a guest can run it.
@@ -216,6 +344,46 @@ mod tests {
         elf[32..40].copy_from_slice(&[0xff; 8]);
         elf[56..58].copy_from_slice(&[9, 0]);
         assert_eq!(needs_loader(&elf), None);
+    }
+
+    #[test]
+    fn what_no_kernel_or_agent_is_left_for_is_pruned_but_never_what_is_held() {
+        let place = tempfile::tempdir().unwrap();
+        let boots = Boots::new(place.path());
+        let kernel = place.path().join("kernel");
+        fs::create_dir_all(kernel.join("boot-modules")).unwrap();
+        fs::create_dir_all(&boots.cache).unwrap();
+        fs::write(kernel.join("boot-modules/order"), "").unwrap();
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        let wanted = keys("agent", std::slice::from_ref(&kernel));
+        let gone = keys("older agent", std::slice::from_ref(&kernel));
+        let [wanted_one, gone_one] = [&wanted, &gone].map(|keys| keys.iter().next().unwrap());
+        let held = "0".repeat(64);
+        let cut = format!(".{gone_one}.{}.ThreadId(7)", dead.id());
+        let made_now = format!(".{gone_one}.{}.ThreadId(7)", std::process::id());
+        for name in [wanted_one, gone_one, &held, &cut, &made_now, "README"] {
+            fs::write(boots.cache.join(name), "x").unwrap();
+        }
+        let names = || {
+            let entries = fs::read_dir(&boots.cache).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.collect::<HashSet<String>>()
+        };
+        let holding = hold(&boots.cache.join(&held)).unwrap().unwrap();
+        boots.prune_but(&wanted).unwrap();
+        let mut left: HashSet<String> = [wanted_one, &held, &made_now, "README"]
+            .map(str::to_owned)
+            .into();
+        assert_eq!(names(), left);
+        drop(holding);
+        boots.prune_but(&wanted).unwrap();
+        left.remove(&held);
+        assert_eq!(names(), left);
+        assert!(hold(&boots.cache.join(&held)).unwrap().is_none());
+        Boots::new(&place.path().join("none"))
+            .prune_but(&wanted)
+            .unwrap();
     }
 
     #[test]

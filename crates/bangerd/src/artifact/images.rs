@@ -15,12 +15,13 @@ use banger_model::{ImageName, Size};
 use banger_store::images::{self, ImageRow};
 use banger_store::{Connection, StoreError, Transaction};
 
+use super::own::GivenKernel;
 use super::publish::{self, Staging};
 use super::records::{self, FileMark, ImageRecord};
-use super::{Kind, Shelf, blocking, failures, space, users};
+use super::{Kind, Shelf, Unseen, blocking, failures, space, users};
 use crate::failure::Failure;
 use crate::operation::now;
-use crate::ports::{BootImage, Progress};
+use crate::ports::{BootImage, OwnKernel, Progress};
 
 /// Begins the name of an image that is a Debian suite.
 const SUITE_IMAGE: &str = "debian-";
@@ -83,6 +84,14 @@ pub(crate) fn suite_of(name: &str) -> Option<&str> {
     word.then_some(suite)
 }
 
+/// The suite that the default image is built from where it is not here.
+pub(super) fn obtainable(name: &str) -> Result<&str, Failure> {
+    suite_of(name).ok_or_else(|| {
+        Failure::new(Code::NotFound, format!("no image {name:?}"))
+            .hint("banger image register, or set default_image_name")
+    })
+}
+
 fn bad_name<T>(parsed: Result<T, banger_model::name::BadName>) -> Result<T, Failure> {
     parsed.map_err(|error| Failure::new(Code::BadName, error.to_string()))
 }
@@ -91,7 +100,9 @@ impl Shelf {
     /// Every image, by name.
     pub(crate) async fn images(&self) -> Result<Vec<Image>, Failure> {
         let rows = self.0.store.read(images::list).await?;
-        rows.iter().map(|row| Ok(read(row)?.image)).collect()
+        rows.iter()
+            .map(|row| Ok(records::image(row)?.image))
+            .collect()
     }
 
     /// The image of this name, id, or unique beginning of an id.
@@ -114,7 +125,7 @@ impl Shelf {
             })
             .await?;
         match rows.as_slice() {
-            [row] => read(row),
+            [row] => records::image(row),
             [] => {
                 let shown: String = reference.chars().take(80).collect();
                 let hint = match suite_of(&shown) {
@@ -167,10 +178,7 @@ impl Shelf {
         progress: &dyn Progress,
     ) -> Result<ImageRecord, Failure> {
         let name = &self.0.default_image;
-        let Some(suite) = suite_of(name) else {
-            return Err(Failure::new(Code::NotFound, format!("no image {name:?}"))
-                .hint("banger image register, or set default_image_name"));
-        };
+        let suite = obtainable(name)?;
         let wanted = NewImage {
             name: bad_name(ImageName::parse(name))?,
             suite: suite.to_owned(),
@@ -241,24 +249,10 @@ impl Shelf {
         }
     }
 
-    /// Takes a file of the host as an image, or updates one taken before.
+    /// Takes a file of the host as an image, or updates one taken before. A
+    /// kernel that is given along is made ready and kept.
     pub(crate) async fn register(&self, params: ImageRegisterParams) -> Result<Image, Failure> {
-        let given_kernel = params.kernel_path.is_some()
-            || params.initrd_path.is_some()
-            || params.modules_dir.is_some();
-        if given_kernel && params.kernel_ref.is_some() {
-            return Err(Failure::new(
-                Code::BadRequest,
-                "a kernel by name excludes kernel, initrd and modules by path",
-            ));
-        }
-        if given_kernel {
-            return Err(Failure::new(
-                Code::Unsupported,
-                "an image cannot bring a kernel by path yet",
-            )
-            .hint("banger kernel import NAME --from DIR, then --kernel-ref NAME"));
-        }
+        let kernel = GivenKernel::of(&params)?;
         if let Some(kernel) = &params.kernel_ref {
             self.find_kernel(kernel).await?;
         }
@@ -267,20 +261,78 @@ impl Shelf {
             let name = bad_name(ImageName::parse(name))?;
             self.0.store.read(move |db| replaced(db, &name)).await??;
         }
+        let key = format!("register\n{params:?}");
         let wanted = blocking(move || Registered::of(&params)).await?;
+        let shelf = self.clone();
+        let progress = Unseen::new()?;
+        // In a flight, so that a client's leaving ends it cleanly.
+        let work = |cancel: Cancel, report: Arc<dyn Report>| async move {
+            shelf.put_registered(wanted, kernel, cancel, report).await
+        };
+        Ok(self
+            .0
+            .image_flights
+            .join(&key, &progress, work)
+            .await?
+            .image)
+    }
+
+    /// The kernel's directory is in place before the row that speaks of it, and
+    /// the one it replaces goes after that.
+    async fn put_registered(
+        self,
+        mut wanted: Registered,
+        kernel: Option<GivenKernel>,
+        cancel: Cancel,
+        report: Arc<dyn Report>,
+    ) -> Result<ImageRecord, Failure> {
         let _claim = self.claim(Kind::Image, wanted.name.as_str())?;
-        self.0.store.promise(move |tx| wanted.write(tx)).await?
+        let name = wanted.name.clone();
+        let old = self.0.store.read(move |db| replaced(db, &name)).await??;
+        let before = old.and_then(|old| old.own_kernel).map(|own| own.dir);
+        if let Some(kernel) = kernel {
+            space::enough(&self.0.images_dir)?;
+            let parent = self.0.images_dir.clone();
+            let own = blocking(move || kernel.make_ready(&parent, &cancel, &*report)).await?;
+            wanted.own_kernel = Some(own);
+        }
+        let after = wanted.own_kernel.as_ref().map(|own| own.dir.clone());
+        if let Some(before) = &before {
+            unsettle(before)?;
+        }
+        let written = self
+            .0
+            .store
+            .promise(move |tx| wanted.write(tx))
+            .await
+            .map_err(Failure::from)
+            .and_then(|written| written);
+        let (stays, goes) = match &written {
+            Ok(_) => (after, before),
+            Err(_) => (before, after),
+        };
+        if let Some(stays) = stays {
+            publish::settle(&stays);
+        }
+        if let Some(goes) = goes {
+            blocking(move || {
+                remove(&goes);
+                Ok(())
+            })
+            .await?;
+            self.prune_soon();
+        }
+        written
     }
 
     /// Forgets an image and removes the files banger owns.
     pub(crate) async fn delete_image(&self, reference: &str) -> Result<Image, Failure> {
-        let image = self.find_image(reference).await?.image;
-        let _claim = self.claim(Kind::Image, &image.name)?;
-        let place = self.0.images_dir.join(&image.id);
-        if image.managed {
-            publish::unsettle(&place).map_err(|error| {
-                Failure::internal(format!("cannot write to {}", place.display()), &error)
-            })?;
+        let record = self.find_image(reference).await?;
+        let _claim = self.claim(Kind::Image, &record.image.name)?;
+        let kept = record.kept(&self.0.images_dir);
+        let image = record.image;
+        if let Some(kept) = &kept {
+            unsettle(kept)?;
         }
         let (id, name) = (image.id.clone(), image.name.clone());
         let users = self
@@ -295,36 +347,32 @@ impl Shelf {
             })
             .await?;
         if !users.is_empty() {
-            publish::settle(&place);
+            if let Some(kept) = &kept {
+                publish::settle(kept);
+            }
             return Err(users::in_use("image", &image.name, &users));
         }
-        if image.managed {
+        if let Some(kept) = kept {
             blocking(move || {
-                if let Err(error) = fs::remove_dir_all(&place)
-                    && error.kind() != io::ErrorKind::NotFound
-                {
-                    tracing::warn!(path = %place.display(), %error, "left for the next start");
-                }
+                remove(&kept);
                 Ok(())
             })
             .await?;
+            self.prune_soon();
         }
         tracing::info!(image = image.name, id = image.id, "image removed");
         Ok(image)
     }
 
     pub(super) async fn recover_images(&self) -> Result<(), Failure> {
-        let known: Vec<String> = self
-            .0
-            .store
-            .read(images::list)
-            .await?
-            .into_iter()
-            .map(|row| row.id)
-            .collect();
+        let rows = self.0.store.read(images::list).await?;
         let parent = self.0.images_dir.clone();
+        let mut known = Vec::new();
+        for row in &rows {
+            known.extend(records::image(row)?.kept(&parent));
+        }
         let unsure = blocking(move || {
-            publish::sweep(&parent, |name| known.iter().any(|id| id == name))
+            publish::sweep(&parent, |name| known.contains(&parent.join(name)))
                 .map_err(|error| cannot_sweep(&parent, &error))
         })
         .await?;
@@ -332,6 +380,20 @@ impl Shelf {
             publish::settle(&self.0.images_dir.join(id));
         }
         Ok(())
+    }
+}
+
+fn unsettle(place: &Path) -> Result<(), Failure> {
+    publish::unsettle(place)
+        .map_err(|error| Failure::internal(format!("cannot write to {}", place.display()), &error))
+}
+
+/// Removes what no row speaks of any more.
+fn remove(place: &Path) {
+    if let Err(error) = fs::remove_dir_all(place)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %place.display(), %error, "left for the next start");
     }
 }
 
@@ -350,10 +412,6 @@ fn already_exists(name: &ImageName) -> Failure {
     .hint(format!("banger image delete {name}, or another name"))
 }
 
-fn read(row: &ImageRow) -> Result<ImageRecord, Failure> {
-    records::read("image", &row.name, &row.record)
-}
-
 fn row(record: &ImageRecord) -> ImageRow {
     ImageRow {
         id: record.image.id.clone(),
@@ -362,7 +420,7 @@ fn row(record: &ImageRecord) -> ImageRow {
     }
 }
 
-fn new_id() -> String {
+pub(super) fn new_id() -> String {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).expect("the kernel has random bytes");
     banger_model::id::hex(&bytes)
@@ -400,6 +458,7 @@ fn make(
         image: built_image(wanted, &built, id, &place, staging.path()),
         rootfs: None,
         work_seed: None,
+        own_kernel: None,
     };
     let text = serde_json::to_vec_pretty(&record).expect("a record is plain JSON");
     fs::write(staging.path().join("image.json"), text).map_err(cannot("write"))?;
@@ -458,6 +517,7 @@ pub(super) fn boot_image(record: &ImageRecord) -> Result<BootImage, Failure> {
         rootfs,
         work_seed,
         kernel_name: image.kernel_name.clone(),
+        own_kernel: record.own_kernel.clone(),
         env,
         working_dir,
     })
@@ -505,7 +565,7 @@ fn replaced(
     name: &ImageName,
 ) -> Result<Result<Option<ImageRecord>, Failure>, StoreError> {
     let old = match images::by_name(db, name.as_str())?
-        .map(|row| read(&row))
+        .map(|row| records::image(&row))
         .transpose()
     {
         Ok(Some(old)) => old,
@@ -523,12 +583,25 @@ fn replaced(
     }
 }
 
+pub(super) fn absolute(path: &str) -> Result<PathBuf, Failure> {
+    let shown: String = path.chars().take(400).collect();
+    if Path::new(path).is_absolute() {
+        Ok(path.into())
+    } else {
+        let why = format!("{shown:?} is not an absolute path");
+        Err(Failure::new(Code::BadPath, why))
+    }
+}
+
 /// Files of the host to take as an image, checked.
 struct Registered {
     name: ImageName,
     rootfs: (PathBuf, FileMark),
     work_seed: Option<(PathBuf, FileMark)>,
     kernel_name: Option<String>,
+    /// Files of a kernel, as given: kernel, initrd, modules.
+    given: [Option<String>; 3],
+    own_kernel: Option<OwnKernel>,
     size_bytes: Option<u64>,
 }
 
@@ -555,6 +628,12 @@ impl Registered {
                 .map(ext4_file)
                 .transpose()?,
             kernel_name: params.kernel_ref.clone(),
+            given: [
+                params.kernel_path.clone(),
+                params.initrd_path.clone(),
+                params.modules_dir.clone(),
+            ],
+            own_kernel: None,
             size_bytes: allocated(&rootfs.0),
             rootfs,
         })
@@ -562,12 +641,13 @@ impl Registered {
 
     /// Adds the image, or updates the unmanaged one of its name unless a VM
     /// has it.
-    fn write(self, tx: &Transaction<'_>) -> Result<Result<Image, Failure>, StoreError> {
+    fn write(self, tx: &Transaction<'_>) -> Result<Result<ImageRecord, Failure>, StoreError> {
         let old = match replaced(tx, &self.name)? {
             Ok(old) => old,
             Err(failure) => return Ok(Err(failure)),
         };
         let path = |path: &Path| path.display().to_string();
+        let [kernel_path, initrd_path, modules_dir] = self.given;
         let updated_at = now();
         let record = ImageRecord {
             image: Image {
@@ -581,19 +661,23 @@ impl Registered {
                     .map_or(&updated_at, |old| &old.image.created_at)
                     .clone(),
                 updated_at,
+                kernel_path: kernel_path.unwrap_or_default(),
+                initrd_path,
+                modules_dir,
                 kernel_name: self.kernel_name,
                 size_bytes: self.size_bytes,
                 ..Image::default()
             },
             rootfs: Some(self.rootfs.1),
             work_seed: self.work_seed.map(|(_, mark)| mark),
+            own_kernel: self.own_kernel,
         };
         let row = row(&record);
         match old {
             Some(_) => drop(images::update(tx, &row.id, &row.record)?),
             None => images::insert(tx, &row)?,
         }
-        Ok(Ok(record.image))
+        Ok(Ok(record))
     }
 }
 
@@ -601,9 +685,7 @@ impl Registered {
 fn ext4_file(path: &str) -> Result<(PathBuf, FileMark), Failure> {
     let shown: String = path.chars().take(400).collect();
     let bad = |why: &str| Failure::new(Code::BadPath, format!("{shown:?} {why}"));
-    if !Path::new(path).is_absolute() {
-        return Err(bad("is not an absolute path"));
-    }
+    absolute(path)?;
     let cannot = |error: io::Error| bad("cannot be read").caused_by(&error);
     let real = fs::canonicalize(path).map_err(cannot)?;
     if !fs::metadata(&real).map_err(cannot)?.is_file() {

@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use banger_api::error::Code;
 use banger_api::kernel::{KernelEntry, KernelImportParams, KernelPullParams};
+use banger_engine::machine::Transport;
 use banger_images::apt::{Apt, AptError, Resolved};
 use banger_images::bzimage::Format;
 use banger_images::kernel::{self, KernelInfo};
 use banger_images::{Cancel, Report};
 use banger_model::KernelName;
+use banger_store::images;
 use banger_store::kernels::{self, KernelRow};
 
 use super::images::cannot_sweep;
@@ -21,7 +23,7 @@ use super::records::{self, KernelRecord, newer};
 use super::{Claim, Kind, Shelf, Unseen, blocking, failures, host_arch, space, users};
 use crate::failure::Failure;
 use crate::operation::now;
-use crate::ports::{BootKernel, Progress};
+use crate::ports::{BootKernel, OwnKernel, Progress};
 
 /// Begins a reference to a Debian package.
 const DEB: &str = "deb:";
@@ -64,6 +66,17 @@ impl NewKernel {
             self.package, self.name, self.force, self.reuse
         )
     }
+}
+
+/// What a kernel boots from, before it is looked at.
+struct Parts {
+    name: Option<String>,
+    dir: PathBuf,
+    vmlinux: PathBuf,
+    modules: Option<PathBuf>,
+    transport: Transport,
+    /// What to do where it is gone.
+    hint: String,
 }
 
 fn default_package() -> String {
@@ -123,30 +136,82 @@ impl Shelf {
     }
 
     pub(super) async fn boot_kernel(&self, record: KernelRecord) -> Result<BootKernel, Failure> {
+        let name = &record.entry.name;
+        let parts = Parts {
+            dir: self.0.kernels_dir.join(name),
+            vmlinux: record.vmlinux(),
+            modules: record.entry.modules_dir.as_ref().map(PathBuf::from),
+            transport: record.transport(),
+            hint: format!("banger kernel rm {name}, then pull or import it again"),
+            name: Some(name.clone()),
+        };
+        self.boot_parts(parts).await
+    }
+
+    /// The kernel that an image brought.
+    pub(super) async fn boot_own(
+        &self,
+        image: &str,
+        own: &OwnKernel,
+    ) -> Result<BootKernel, Failure> {
+        let parts = Parts {
+            vmlinux: own.dir.join("vmlinux"),
+            modules: own.has_modules.then(|| own.dir.join("modules.ext4")),
+            transport: records::transport(own.virtio_pci_builtin),
+            hint: format!("banger image delete {image}, then register it again"),
+            dir: own.dir.clone(),
+            name: None,
+        };
+        self.boot_parts(parts).await
+    }
+
+    async fn boot_parts(&self, parts: Parts) -> Result<BootKernel, Failure> {
         let shelf = self.clone();
-        blocking(move || {
-            let vmlinux = record.vmlinux();
-            let name = record.entry.name.clone();
-            if !vmlinux.is_file() {
-                return Err(Failure::new(
-                    Code::NotFound,
-                    format!("{} of kernel {name:?} is gone", vmlinux.display()),
-                )
-                .hint(format!(
-                    "banger kernel rm {name}, then pull or import it again"
-                )));
+        let (kernel, fresh) = blocking(move || {
+            if !parts.vmlinux.is_file() {
+                let what = format!("{} is gone", parts.vmlinux.display());
+                return Err(Failure::new(Code::NotFound, what).hint(parts.hint));
             }
-            let directory = shelf.0.kernels_dir.join(&name);
-            let transport = record.transport();
-            Ok(BootKernel {
-                initramfs: shelf.0.boots.initramfs(&directory, transport)?,
-                modules: record.entry.modules_dir.as_ref().map(PathBuf::from),
-                name,
-                vmlinux,
-                transport,
-            })
+            let made = shelf.0.boots.initramfs(&parts.dir, parts.transport)?;
+            let kernel = BootKernel {
+                name: parts.name,
+                vmlinux: parts.vmlinux,
+                initramfs: made.path,
+                _hold: Some(made.hold),
+                modules: parts.modules,
+                transport: parts.transport,
+            };
+            Ok((kernel, made.fresh))
         })
-        .await
+        .await?;
+        if fresh {
+            // A new agent or kernel: others may have had their day.
+            self.prune_soon();
+        }
+        Ok(kernel)
+    }
+
+    /// Removes, beside everything else, the initramfs of kernels and agents
+    /// that are gone.
+    pub(super) fn prune_soon(&self) {
+        let shelf = self.clone();
+        self.0.tasks.spawn(async move {
+            if let Err(failure) = shelf.prune().await {
+                tracing::warn!(error = failure.sentence(), "the cache was not pruned");
+            }
+        });
+    }
+
+    async fn prune(&self) -> Result<(), Failure> {
+        let mut dirs = Vec::new();
+        for record in self.kernel_records().await? {
+            dirs.push(self.0.kernels_dir.join(record.entry.name));
+        }
+        for row in self.0.store.read(images::list).await? {
+            dirs.extend(records::image(&row)?.own_kernel.map(|own| own.dir));
+        }
+        let shelf = self.clone();
+        blocking(move || shelf.0.boots.prune(&dirs)).await
     }
 
     /// Refuses a pull that cannot succeed, before anything is begun.
@@ -355,6 +420,8 @@ impl Shelf {
             tracing::warn!(kernel = record.entry.name, "{warning}");
         }
         tracing::info!(kernel = record.entry.name, "kernel added");
+        // It may have replaced another.
+        self.prune_soon();
         Ok(record)
     }
 
@@ -391,6 +458,7 @@ impl Shelf {
             Ok(())
         })
         .await?;
+        self.prune_soon();
         tracing::info!(kernel = name, "kernel removed");
         Ok(())
     }

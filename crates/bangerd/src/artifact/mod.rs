@@ -10,6 +10,7 @@ mod failures;
 mod flight;
 mod images;
 mod kernels;
+mod own;
 mod publish;
 mod records;
 pub(crate) mod space;
@@ -27,7 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use self::boot::Boots;
 use self::flight::Flights;
-use self::records::{ImageRecord, KernelRecord};
+use self::records::KernelRecord;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::paths::Paths;
@@ -37,6 +38,7 @@ pub(crate) use self::boot::find_agent;
 pub(crate) use self::images::{NewImage, suite_of};
 pub(crate) use self::kernels::NewKernel;
 pub(crate) use self::publish::is_staging;
+pub(crate) use self::records::{ImageRecord, image as image_record};
 
 /// All images and kernels. Clones are the same shelf.
 #[derive(Clone)]
@@ -52,6 +54,8 @@ struct Inner {
     boots: Boots,
     image_flights: Flights<ImageRecord>,
     kernel_flights: Flights<KernelRecord>,
+    /// Work that nobody waits for.
+    tasks: TaskTracker,
     /// Names that are being made or removed.
     claims: Mutex<HashSet<(Kind, String)>>,
 }
@@ -84,7 +88,8 @@ impl Shelf {
             default_kernel: config.default_kernel_name.clone(),
             boots: Boots::new(&paths.cache),
             image_flights: Flights::new(tasks.clone()),
-            kernel_flights: Flights::new(tasks),
+            kernel_flights: Flights::new(tasks.clone()),
+            tasks,
             claims: Mutex::default(),
         }))
     }
@@ -95,7 +100,9 @@ impl Shelf {
     /// When the store or the directories cannot be read.
     pub(crate) async fn recover(&self) -> Result<(), Failure> {
         self.recover_images().await?;
-        self.recover_kernels().await
+        self.recover_kernels().await?;
+        self.prune_soon();
+        Ok(())
     }
 
     /// Ends every download and build under way.
@@ -142,6 +149,36 @@ impl Drop for Claim {
 
 #[async_trait]
 impl Artifacts for Shelf {
+    async fn known(&self, image: Option<&str>, kernel: Option<&str>) -> Result<(), Failure> {
+        let default = &self.0.default_image;
+        let image = match self.find_image(image.unwrap_or(default)).await {
+            Ok(record) => Some(record),
+            Err(failure) if failure.code == Code::NotFound => {
+                if image.is_none_or(|image| image == default) {
+                    images::obtainable(default)?;
+                    None
+                } else {
+                    return Err(failure);
+                }
+            }
+            Err(failure) => return Err(failure),
+        };
+        let own = image
+            .as_ref()
+            .is_some_and(|image| image.own_kernel.is_some());
+        let named = image.and_then(|record| record.image.kernel_name);
+        match kernel.or(named.as_deref()) {
+            Some(name) => drop(self.find_kernel(name).await?),
+            None if own => {}
+            None => {
+                if let Some(name) = &self.0.default_kernel {
+                    self.find_kernel(name).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn image(
         &self,
         reference: Option<&str>,
@@ -168,6 +205,9 @@ impl Artifacts for Shelf {
         image: &BootImage,
         progress: &dyn Progress,
     ) -> Result<BootKernel, Failure> {
+        if let (None, Some(own)) = (name, &image.own_kernel) {
+            return self.boot_own(&image.name, own).await;
+        }
         let record = match name
             .or(image.kernel_name.as_deref())
             .or(self.0.default_kernel.as_deref())

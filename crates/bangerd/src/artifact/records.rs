@@ -11,7 +11,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::ports::OwnKernel;
 use banger_api::error::Code;
+use banger_store::images::ImageRow;
 
 /// `image.json` of a managed image, and the row of every image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +28,25 @@ pub(crate) struct ImageRecord {
     /// The same of the work seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) work_seed: Option<FileMark>,
+    /// The kernel that was given with it, made ready to boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) own_kernel: Option<OwnKernel>,
+}
+
+impl ImageRecord {
+    /// The directory that banger keeps for it, below `images`: all of a managed
+    /// image, or the kernel that an unmanaged one brought.
+    pub(crate) fn kept(&self, images: &Path) -> Option<PathBuf> {
+        match &self.own_kernel {
+            Some(own) => Some(own.dir.clone()),
+            None => self.image.managed.then(|| images.join(&self.image.id)),
+        }
+    }
+}
+
+/// Reads the row of an image.
+pub(crate) fn image(row: &ImageRow) -> Result<ImageRecord, Failure> {
+    read("image", &row.name, &row.record)
 }
 
 /// By what a changed file is known.
@@ -65,11 +86,7 @@ pub(crate) struct KernelRecord {
 impl KernelRecord {
     /// The transport that boots it soonest.
     pub(crate) fn transport(&self) -> Transport {
-        if self.virtio_pci_builtin {
-            Transport::Pci
-        } else {
-            Transport::Mmio
-        }
+        transport(self.virtio_pci_builtin)
     }
 
     /// Its `vmlinux`.
@@ -83,6 +100,15 @@ impl KernelRecord {
             .kernel_version
             .as_deref()
             .unwrap_or(&self.entry.name)
+    }
+}
+
+/// The transport that boots a kernel soonest.
+pub(crate) fn transport(virtio_pci_builtin: bool) -> Transport {
+    if virtio_pci_builtin {
+        Transport::Pci
+    } else {
+        Transport::Mmio
     }
 }
 
@@ -184,6 +210,12 @@ mod tests {
                 modified: (1, 2),
             }),
             work_seed: None,
+            own_kernel: Some(OwnKernel {
+                dir: "/state/images/k".into(),
+                version: "6.1".into(),
+                virtio_pci_builtin: true,
+                has_modules: true,
+            }),
         };
         let text = serde_json::to_string(&record).unwrap();
         let image: Image = serde_json::from_str(&text).unwrap();

@@ -45,6 +45,7 @@ fn shown(event: &vm::Event) -> Event {
     match event {
         vm::Event::Vm(event) => Event::new(None, "vm", event),
         vm::Event::Health(event) => Event::new(None, "health", event),
+        vm::Event::DiskFull(event) => Event::new(None, "disk_full", event),
     }
 }
 

@@ -18,10 +18,12 @@ use super::routes::{Call, Routes};
 use super::sse::{self, Event};
 use crate::daemon::App;
 use crate::failure::Failure;
-use crate::operation::{Numbered, OpEvent};
+use crate::operation::{Numbered, OpEvent, Operations};
 
 /// The parameter of whoever waits for the end.
 pub(super) const WAIT: &str = "wait";
+/// The parameter of whoever shows events to a person as they come.
+const WATCHED: &str = "watched";
 /// Longest that a reply is held.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -30,7 +32,7 @@ pub(super) fn add(routes: Routes) -> Routes {
         .on::<OperationList, _, _>(&["running"], list)
         .on::<OperationShow, _, _>(&[WAIT], show)
         .on::<OperationCancel, _, _>(&[WAIT], cancel)
-        .raw(Method::Get, OPERATION_EVENTS, &[], events)
+        .raw(Method::Get, OPERATION_EVENTS, &[WATCHED], events)
 }
 
 /// The reply to a request that began an operation: at once, or when it is
@@ -80,10 +82,17 @@ async fn cancel(app: Arc<App>, call: Call<Empty>) -> Result<OperationResult, Fai
 
 async fn events(app: Arc<App>, call: Call<Request<Body>>) -> Result<Response, Failure> {
     let after = sse::last_event_id(&call.body)?;
+    let watched = call.query.flag(WATCHED)?;
     let follow = app.operations.subscribe(call.reference(), after).await?;
-    let events = stream::unfold(follow, async |mut follow| {
-        let next = follow.next().await?;
-        Some((event(next), follow))
+    let notes = watched.then(|| app.operations.clone());
+    let events = stream::unfold((follow, notes), async |(mut follow, notes)| {
+        loop {
+            let next = follow.next().await?;
+            let note = matches!(next.event, OpEvent::Note(_));
+            if !note || notes.as_ref().is_some_and(Operations::first_note) {
+                return Some((event(next), (follow, notes)));
+            }
+        }
     });
     Ok(sse::reply(app.closing.clone(), events))
 }
@@ -93,7 +102,7 @@ fn event(numbered: Numbered) -> Event {
     match numbered.event {
         OpEvent::Stage(stage) => Event::new(id, "stage", &stage),
         OpEvent::Progress(progress) => Event::new(id, "progress", &progress),
-        OpEvent::Log(log) => Event::new(id, "log", &log),
+        OpEvent::Log(log) | OpEvent::Note(log) => Event::new(id, "log", &log),
         OpEvent::Done(operation) => Event::new(
             id,
             "done",

@@ -6,16 +6,19 @@ use std::sync::Arc;
 use banger_api::error::Code;
 use banger_api::image::Image;
 use banger_api::kernel::KernelEntry;
-use banger_api::operation::Operation;
+use banger_api::operation::{Operation, Timing};
 use banger_api::vm::VmRecord;
 use banger_images::Cancel;
 use banger_store::operations::{self, OpRow};
 
-use super::live::Live;
+use super::live::{GUEST_STEP, Live};
 use super::{Operations, now_seconds};
 use crate::failure::Failure;
 use crate::ports::Progress;
 use crate::vm::lease::Lease;
+
+/// Steps that are believed of a guest.
+const GUEST_STEPS: usize = 16;
 
 /// What an operation made, for its last record.
 #[derive(Debug, Clone, Default)]
@@ -66,6 +69,25 @@ impl OpHandle {
     pub(crate) fn edit(&self, edit: impl FnOnce(&mut Operation)) {
         self.live.edit(edit);
         self.store_soon();
+    }
+
+    /// What the guest says its part of the present stage was made of: when
+    /// each step ended, milliseconds since its kernel started, the step that
+    /// `begin` names being the start.
+    pub(crate) fn guest_steps(&self, begin: &str, ends: &[(String, u64)]) {
+        let from = ends.iter().position(|(name, _)| name == begin);
+        let pairs = from.map_or(&[][..], |from| &ends[from..]).windows(2);
+        let steps = pairs.take(GUEST_STEPS).map(|pair| Timing {
+            stage: format!("{GUEST_STEP}{}", word(&pair[1].0)),
+            ms: pair[1].1.saturating_sub(pair[0].1) as f64,
+        });
+        self.live.steps(steps.collect());
+    }
+
+    /// Says something that concerns more than this operation, so that only
+    /// the first who watches one [hears](Operations::first_note) it.
+    pub(crate) fn note(&self, line: &str) {
+        self.live.note(line);
     }
 
     /// Whoever follows this operation holds this lease.
@@ -119,6 +141,12 @@ impl OpHandle {
         let row = self.row();
         self.all.store.post(move |tx| operations::put(tx, &row));
     }
+}
+
+/// What may be shown of a step's name: the guest chose it.
+fn word(name: &str) -> String {
+    let fit = |letter: &char| letter.is_ascii_lowercase() || *letter == '_';
+    name.chars().filter(fit).take(24).collect()
 }
 
 impl Progress for OpHandle {

@@ -22,6 +22,8 @@ pub(crate) enum OpEvent {
     Progress(ProgressEvent),
     /// A line of its log.
     Log(LogEvent),
+    /// A line for whoever watches it, once in the daemon's life.
+    Note(LogEvent),
     /// It is over; the last.
     Done(Box<Operation>),
 }
@@ -43,11 +45,16 @@ pub(super) struct Live {
     pub(super) cancelled: CancellationToken,
 }
 
+/// What the names of timings begin with that the guest took.
+pub(super) const GUEST_STEP: &str = "guest_";
+
 struct State {
     operation: Operation,
     events: Vec<Numbered>,
     next: u64,
     stage_began: Instant,
+    /// What the present stage was made of, as far as it is known.
+    steps: Vec<Timing>,
     lease: Option<Arc<Lease>>,
 }
 
@@ -66,6 +73,7 @@ impl Live {
             events: Vec::new(),
             next: 1,
             stage_began: Instant::now(),
+            steps: Vec::new(),
             lease: None,
             operation: operation.clone(),
         };
@@ -73,6 +81,7 @@ impl Live {
             .timings
             .iter()
             .map(|timing| timing.stage.clone())
+            .filter(|stage| !stage.starts_with(GUEST_STEP))
             .collect();
         if !operation.done {
             stages.extend(operation.stage.clone());
@@ -120,6 +129,12 @@ impl Live {
             cancel.cancel();
         }
         self.cancelled.cancel();
+    }
+
+    /// What the present stage was made of: its steps are taken out of its own
+    /// time.
+    pub(super) fn steps(&self, steps: Vec<Timing>) {
+        self.lock().steps = steps;
     }
 
     /// A stage begins; false where it is the present one already.
@@ -172,6 +187,20 @@ impl Live {
             state.push(OpEvent::Progress(ProgressEvent {
                 bytes_done: done,
                 bytes_total: total,
+            }));
+            state.next
+        };
+        self.news.send_replace(next);
+    }
+
+    pub(super) fn note(&self, line: &str) {
+        let next = {
+            let mut state = self.lock();
+            if state.operation.done {
+                return;
+            }
+            state.push(OpEvent::Note(LogEvent {
+                line: line.to_owned(),
             }));
             state.next
         };
@@ -238,8 +267,13 @@ impl State {
 
     fn end_stage(&mut self) {
         let now = Instant::now();
+        let steps = std::mem::take(&mut self.steps);
         if let Some(stage) = self.operation.stage.clone() {
-            let ms = now.duration_since(self.stage_began).as_secs_f64() * 1000.0;
+            let all = now.duration_since(self.stage_began).as_secs_f64() * 1000.0;
+            let known: f64 = steps.iter().map(|step| step.ms).sum();
+            self.operation.timings.extend(steps);
+            // The guest's clock and ours may differ by the last step's length.
+            let ms = (all - known).max(0.0);
             self.operation.timings.push(Timing { stage, ms });
         }
         self.stage_began = now;

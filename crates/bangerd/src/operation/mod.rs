@@ -9,6 +9,7 @@ mod live;
 mod time;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -44,6 +45,7 @@ pub(crate) struct Subject {
 pub(crate) struct Operations {
     store: Store,
     running: Arc<Mutex<HashMap<String, Arc<Live>>>>,
+    noted: Arc<AtomicBool>,
 }
 
 impl Operations {
@@ -52,6 +54,7 @@ impl Operations {
         Self {
             store,
             running: Arc::default(),
+            noted: Arc::default(),
         }
     }
 
@@ -199,6 +202,11 @@ impl Operations {
         let follow = Follow::new(live, None);
         let _ = tokio::time::timeout(limit.min(LONGEST_WAIT), follow.done()).await;
         Ok(follow.operation())
+    }
+
+    /// Whether nobody has been given a note yet; from now on somebody has.
+    pub(crate) fn first_note(&self) -> bool {
+        !self.noted.swap(true, Ordering::Relaxed)
     }
 
     /// Whether any runs.

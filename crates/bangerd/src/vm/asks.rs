@@ -9,11 +9,11 @@ use banger_model::{Answer, Goal, News, Phase, Refusal, Turn, Verb, VmName, phase
 
 use super::checks;
 use super::house::not_found;
-use super::supervisor::{Ask, Note, Supervisor};
+use super::supervisor::{Ask, GRACE, Note, Supervisor};
 use super::waiters::{Waiter, Want};
 use super::works;
 use crate::failure::Failure;
-use crate::operation::{OpHandle, Outcome, Subject, now};
+use crate::operation::{OpHandle, Outcome, Subject, now, now_seconds};
 
 impl Supervisor {
     pub(super) async fn hear(&mut self, note: Note) {
@@ -33,13 +33,7 @@ impl Supervisor {
             Note::Set { params, reply } => {
                 let _ = reply.send(self.set(params).await);
             }
-            Note::Touch => {
-                self.vm.record.last_touched_at = now();
-                let row = self.vm.row();
-                self.house
-                    .store
-                    .post(move |tx| banger_store::vms::update(tx, &row));
-            }
+            Note::Touch => self.touch(),
             Note::News { run, news } => self.hear_news(run, news).await,
             Note::Cancel { op } => self.cancel(&op).await,
             Note::Expired => {
@@ -48,11 +42,37 @@ impl Supervisor {
                     .await;
                 self.want(Goal::Gone, Turn::Force).await;
             }
-            Note::Stale => {
-                if self.vm.phase == Phase::Running && self.vm.goal == Goal::Up {
-                    self.want(Goal::Down, Turn::Plain).await;
-                }
-            }
+            Note::Minute => self.stop_if_unused().await,
+        }
+    }
+
+    /// A client used the VM.
+    fn touch(&mut self) {
+        self.vm.record.last_touched_at = now();
+        let row = self.vm.row();
+        self.house
+            .store
+            .post(move |tx| banger_store::vms::update(tx, &row));
+    }
+
+    /// Stops a guest that nobody has used for as long as its owner allows. An
+    /// open stream is a use.
+    async fn stop_if_unused(&mut self) {
+        let Some(limit) = self.house.settings.auto_stop_stale_after else {
+            return;
+        };
+        if self.vm.phase != Phase::Running || self.vm.goal != Goal::Up {
+            return;
+        }
+        if self.presence.streams() > 0 {
+            return self.touch();
+        }
+        let touched: Option<jiff::Timestamp> = self.vm.record.last_touched_at.parse().ok();
+        let unused = touched.map_or(0, |touched| now_seconds() - touched.as_second());
+        if unused > i64::try_from(limit.as_secs()).unwrap_or(i64::MAX) {
+            tracing::info!(vm = %self.vm.name, seconds = unused, "stopped: nobody used it");
+            self.grace = GRACE;
+            self.want(Goal::Down, Turn::Plain).await;
         }
     }
 
@@ -276,8 +296,11 @@ impl Supervisor {
             Note::Set { reply, .. } => {
                 let _ = reply.send(Err(absent()));
             }
-            Note::Touch | Note::News { .. } | Note::Cancel { .. } | Note::Expired | Note::Stale => {
-            }
+            Note::Touch
+            | Note::News { .. }
+            | Note::Cancel { .. }
+            | Note::Expired
+            | Note::Minute => {}
         }
     }
 }

@@ -23,8 +23,8 @@ impl Vms {
     /// when this returns.
     ///
     /// # Errors
-    /// `bad_name bad_size bad_request unsupported already_exists no_space
-    /// no_memory no_engine`; nothing was made then.
+    /// `bad_name bad_size bad_request unsupported not_found ambiguous
+    /// already_exists no_space no_memory no_engine`; nothing was made then.
     pub(crate) async fn create(
         &self,
         params: VmCreateParams,
@@ -41,6 +41,10 @@ impl Vms {
         if let Some(kernel) = &params.kernel_name {
             KernelName::parse(kernel).map_err(checks::bad_name)?;
         }
+        house
+            .artifacts
+            .known(params.image_name.as_deref(), params.kernel_name.as_deref())
+            .await?;
         house.engine.usable(&spec.engine).await?;
         checks::space(&*house.host, &house.settings.state_dir)?;
         let mut tries = 0;

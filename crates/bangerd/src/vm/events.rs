@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use banger_api::operation::{HealthEvent, VmEvent};
+use banger_api::operation::{DiskFullEvent, HealthEvent, VmEvent};
 use tokio::sync::watch;
 
 /// Events kept for those who ask for the past.
@@ -16,6 +16,8 @@ pub(crate) enum Event {
     Vm(VmEvent),
     /// The init of a guest came up, or went.
     Health(HealthEvent),
+    /// The host had no room for what a guest wrote.
+    DiskFull(DiskFullEvent),
 }
 
 impl Event {
@@ -24,6 +26,7 @@ impl Event {
         match self {
             Self::Vm(event) => &event.at,
             Self::Health(event) => &event.at,
+            Self::DiskFull(event) => &event.at,
         }
     }
 
@@ -32,6 +35,7 @@ impl Event {
         match self {
             Self::Vm(event) => &event.id,
             Self::Health(event) => &event.id,
+            Self::DiskFull(event) => &event.id,
         }
     }
 }

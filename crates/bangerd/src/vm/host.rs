@@ -12,6 +12,7 @@ use banger_engine::console;
 use banger_images::ext4;
 use banger_model::{Holding, VmId};
 
+use super::copy;
 use super::record::Places;
 use crate::failure::Failure;
 use crate::ports::{Host, Want};
@@ -162,7 +163,7 @@ fn make_disk(path: &Path, bytes: u64, label: &str, seed: Option<&Path>) -> Resul
     }
     match seed {
         Some(seed) => {
-            fs::copy(seed, path).map_err(|error| failed("copy the work seed to", path, error))?;
+            copy::disk(seed, path).map_err(|error| failed("copy the work seed to", path, error))?;
             if fs::metadata(path).is_ok_and(|data| data.len() < bytes) {
                 ext4::grow_file(path, bytes).map_err(|error| failed("grow", path, error))?;
             }
@@ -254,6 +255,35 @@ mod tests {
         assert_eq!(last_lines(&path, 8, 1).unwrap(), ["[31mthird"]);
         // A console that was emptied since is read whole.
         assert_eq!(last_lines(&path, 9999, 20).unwrap()[0], "old run");
+    }
+
+    #[tokio::test]
+    async fn a_work_disk_begins_as_the_seed_and_has_its_own_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = RealHost::new(dir.path());
+        let vm = VmId::from_random([1; 32]);
+        let seed = dir.path().join("seed.ext4");
+        ext4::empty(&seed, 256 << 20, "seed", None, false).unwrap();
+        let want = Want {
+            work_bytes: 512 << 20,
+            work_seed: Some(seed.clone()),
+            ..Want::default()
+        };
+        for holding in [Holding::Directory, Holding::WorkDisk] {
+            host.take(&vm, holding, &want).await.unwrap();
+        }
+        let work = host.places.work(&vm);
+        assert_eq!(host.length(&work), 512 << 20);
+        assert!(host.allocated(&work).unwrap() < 32 << 20);
+        let read = |path: &Path| {
+            let mut bytes = vec![0; 1 << 20];
+            fs::File::open(path)
+                .unwrap()
+                .read_exact(&mut bytes)
+                .unwrap();
+            bytes
+        };
+        assert!(read(&work) == read(&seed));
     }
 
     #[tokio::test]

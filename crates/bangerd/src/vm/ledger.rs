@@ -96,18 +96,19 @@ impl House {
         self.settle(vm, holding, facts).await
     }
 
-    /// Launches the intended engine and settles it.
+    /// Launches the intended engine, the one wanted, and settles it.
     pub(crate) async fn take_engine(
         &self,
         vm: &VmId,
         machine: &Machine,
+        wanted: &str,
         token: [u8; 32],
     ) -> Result<RunFacts, Failure> {
         self.seams
             .pass_holding("start", Holding::Engine, "taking")
             .await;
         let console_from = self.host.length(&machine.console);
-        let facts = self.engine.launch(machine).await?;
+        let facts = self.engine.launch(machine, wanted).await?;
         self.seams
             .pass_holding("start", Holding::Engine, "taken")
             .await;

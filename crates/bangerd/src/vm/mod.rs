@@ -5,6 +5,7 @@
 
 mod asks;
 mod checks;
+mod copy;
 mod create;
 pub(crate) mod events;
 mod exec;

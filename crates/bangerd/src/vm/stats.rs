@@ -1,6 +1,8 @@
-//! Measures a run from time to time: CPU, memory, disks. Only while it lives.
+//! Measures a run from time to time: CPU, memory, disks, and how long nobody
+//! used it. Only while it lives.
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use banger_api::vm::VmStats;
 use banger_model::VmId;
@@ -8,8 +10,11 @@ use tokio::time::{Instant, sleep};
 
 use super::house::{House, Presence};
 use super::supervisor::Note;
-use crate::operation::{now, now_seconds};
+use crate::operation::now;
 use crate::ports::{Running, Usage};
+
+/// How often it is looked whether a VM is still used.
+const MINUTE: Duration = Duration::from_secs(60);
 
 pub(super) struct Measurer {
     pub(super) house: Arc<House>,
@@ -19,7 +24,15 @@ pub(super) struct Measurer {
 }
 
 impl Measurer {
+    /// Until the run has ended.
     pub(super) async fn measure(self) {
+        tokio::select! {
+            () = self.measure_use() => {}
+            () = self.count_minutes() => {}
+        }
+    }
+
+    async fn measure_use(&self) {
         let mut before = self.running.usage().map(|usage| (Instant::now(), usage));
         let interval = self.house.settings.stats_poll_interval;
         loop {
@@ -35,38 +48,20 @@ impl Measurer {
             self.house
                 .host
                 .trim_console(&self.house.places.console(&self.vm));
-            self.stop_if_stale().await;
         }
     }
 
-    async fn stop_if_stale(&self) {
-        let Some(limit) = self.house.settings.auto_stop_stale_after else {
-            return;
-        };
-        let Some(presence) = self.presence.upgrade() else {
-            return;
-        };
-        if presence.streams() > 0 {
-            let _ = presence.queue.send(Note::Touch).await;
-            return;
+    /// Has the supervisor look whether somebody still uses the VM.
+    async fn count_minutes(&self) {
+        if self.house.settings.auto_stop_stale_after.is_none() {
+            return std::future::pending().await;
         }
-        let vm = self.vm.clone();
-        let row = self
-            .house
-            .store
-            .read(move |db| banger_store::vms::get(db, &vm))
-            .await;
-        let Some(vm) = row
-            .ok()
-            .flatten()
-            .and_then(|row| super::record::Vm::read(row).ok())
-        else {
-            return;
-        };
-        let touched: Option<jiff::Timestamp> = vm.record.last_touched_at.parse().ok();
-        let idle = touched.map_or(0, |touched| now_seconds() - touched.as_second());
-        if idle > i64::try_from(limit.as_secs()).unwrap_or(i64::MAX) {
-            let _ = presence.queue.send(Note::Stale).await;
+        loop {
+            sleep(MINUTE).await;
+            let Some(presence) = self.presence.upgrade() else {
+                return;
+            };
+            let _ = presence.queue.send(Note::Minute).await;
         }
     }
 }

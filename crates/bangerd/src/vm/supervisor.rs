@@ -51,8 +51,8 @@ pub(crate) enum Note {
     Cancel { op: String },
     /// Nobody holds this VM any more.
     Expired,
-    /// Nobody used it for long.
-    Stale,
+    /// A minute has passed: nobody may have used it for long.
+    Minute,
 }
 
 /// A verb, and who asks.
@@ -420,8 +420,8 @@ impl Supervisor {
             self.vm.record.image_id.clone_from(&made.image.id);
             self.vm.record.unfilled = made.image.work_seed.is_none();
         }
-        let kernel_chosen = self.vm.spec.kernel_name.as_deref() == Some(&made.kernel.name);
-        self.vm.spec.kernel_name = Some(made.kernel.name.clone());
+        let kernel_chosen = self.vm.spec.kernel_name == made.kernel.name;
+        self.vm.spec.kernel_name.clone_from(&made.kernel.name);
         if self.vm.goal == Goal::Down && self.vm.phase == Phase::Stopped {
             self.vm.record.creating = None;
             self.commit(from, None).await;

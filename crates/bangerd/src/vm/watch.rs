@@ -5,18 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_api::error::Code;
+use banger_api::operation::DiskFullEvent;
 use banger_engine::machine::End;
 use banger_model::{Goal, News};
 use banger_wire::agent::{ENDED_LINE, EndReason, Ended, Event};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
+use super::events::Event as NewsOfVm;
 use super::house::House;
 use super::record::Vm;
 use super::supervisor::{Note, Supervisor};
 use super::works::{self, Run};
 use crate::failure::Failure;
-use crate::operation::now_seconds;
+use crate::operation::{now, now_seconds};
 use crate::ports::{EventStream, Guest};
 
 /// First and longest pause between two tries to reach an agent.
@@ -25,6 +27,8 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::f
 const STRAGGLERS: Duration = Duration::from_millis(300);
 /// Longest from an agent's last word to the end of its engine.
 const RESET: Duration = Duration::from_secs(10);
+/// A disk that stays full is told of no more often.
+const STILL_FULL: Duration = Duration::from_secs(60);
 /// A run shorter than this that reboots itself is a crash, seconds.
 const SHORTEST_RUN: i64 = 10;
 
@@ -36,6 +40,8 @@ pub(crate) enum RunNews {
     Lost,
     /// The image's init is up.
     Healthy,
+    /// The host had no room for a write to this disk.
+    DiskFull(String),
     /// The engine has ended, and what the agent said of it before.
     Ended { end: End, last_word: Option<Ended> },
 }
@@ -57,6 +63,8 @@ impl Supervisor {
             queue: self.presence.queue.clone(),
         };
         self.tasks.spawn(watcher.watch(guest));
+        let queue = self.presence.queue.clone();
+        self.tasks.spawn(watch_disks(run.clone(), number, queue));
         let measurer = super::stats::Measurer {
             house: self.house.clone(),
             presence: Arc::downgrade(&self.presence),
@@ -82,6 +90,15 @@ impl Supervisor {
             }
             RunNews::Lost => self.presence.live.send_modify(|live| live.guest = None),
             RunNews::Healthy => self.set_healthy(true),
+            RunNews::DiskFull(disk) => {
+                let (id, name) = (self.vm.id.to_string(), self.vm.name.clone());
+                let disk = works::printable(&disk);
+                tracing::warn!(vm = %name, disk, "the host has no room for what the guest writes");
+                let at = now();
+                self.house
+                    .events
+                    .publish(NewsOfVm::DiskFull(DiskFullEvent { id, name, disk, at }));
+            }
             RunNews::Ended { end, last_word } => {
                 let Some(run) = self.run.clone() else { return };
                 let from = run.facts.console_from;
@@ -141,6 +158,22 @@ pub(crate) fn console_word(house: &House, vm: &Vm, from: u64) -> Option<Ended> {
         let (_, json) = line.split_once(ENDED_LINE)?;
         serde_json::from_str(json.trim()).ok()
     })
+}
+
+/// Tells of writes that the host has no room for. A guest that writes on meets
+/// that again and again, so it is told once in a while.
+async fn watch_disks(run: Arc<Run>, number: u64, queue: mpsc::Sender<Note>) {
+    let all = async {
+        loop {
+            let news = RunNews::DiskFull(run.running.disk_full().await);
+            let _ = queue.send(Note::News { run: number, news }).await;
+            sleep(STILL_FULL).await;
+        }
+    };
+    tokio::select! {
+        () = all => {}
+        _ = run.running.ended() => {}
+    }
 }
 
 struct Watcher {

@@ -285,9 +285,15 @@ async fn launch_now(
     let mut token = [0; 32];
     getrandom::fill(&mut token)
         .map_err(|error| Failure::internal("the host has no random numbers", &error))?;
+    let machine = machine(house, vm, made, &want);
     let facts = house
-        .take_engine(&vm.id, &machine(house, vm, made, &want), token)
+        .take_engine(&vm.id, &machine, &vm.spec.engine, token)
         .await?;
+    if let (Some(op), Some(why)) = (op, &facts.facts.no_kvm) {
+        op.note(&format!(
+            "note: no usable KVM ({why}); emulating, 5 to 20 times slower"
+        ));
+    }
     let attached = house.engine.attach(&facts.facts).await?;
     let running = attached.ok_or_else(|| {
         let tail = tail(house, vm, facts.console_from);
@@ -422,6 +428,9 @@ async fn assemble_now(
         })?,
         () = tokio::time::sleep_until(ready_by) => return Err(AssembleError::Failed(late())),
     };
+    if let Some(op) = op {
+        op.guest_steps("asked", &booted.stages);
+    }
     for warning in &booted.warnings {
         tracing::warn!(vm = %vm.name, warning = %printable(warning), "the agent warns");
     }

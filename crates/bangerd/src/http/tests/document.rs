@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use banger_api::Empty;
 use banger_api::endpoint::{self, Endpoint, Method};
 use banger_api::error::{Code, ErrorBody};
-use banger_api::operation::{HealthEvent, LogEvent, ProgressEvent, StageEvent, VmEvent};
+use banger_api::operation::{
+    DiskFullEvent, HealthEvent, LogEvent, ProgressEvent, StageEvent, VmEvent,
+};
 use banger_api::vm::ExecParams;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -150,6 +152,7 @@ fn document(served: &[Served]) -> Value {
     all.schema::<LogEvent>();
     all.schema::<VmEvent>();
     all.schema::<HealthEvent>();
+    all.schema::<DiskFullEvent>();
     all.finish()
 }
 

@@ -1,5 +1,6 @@
 //! The whole daemon behind its socket, on a world of doubles.
 
+mod artifacts;
 mod contract;
 mod document;
 mod edges;
@@ -25,6 +26,7 @@ use crate::daemon::{App, Daemon, World, engine_settings};
 use crate::engine::HostEngine;
 use crate::failure::Failure;
 use crate::paths::Paths;
+use crate::ports::Artifacts;
 use crate::seam::Seams;
 use crate::seam::power::Power;
 use crate::vm::tests::fakes::{self, FakeArtifacts, FakeEngines, FakeHost};
@@ -42,6 +44,15 @@ struct House {
 
 impl House {
     async fn new() -> Self {
+        Self::build(true).await
+    }
+
+    /// Where VMs boot from the daemon's own images and kernels.
+    async fn with_own_artifacts() -> Self {
+        Self::build(false).await
+    }
+
+    async fn build(fake_artifacts: bool) -> Self {
         let place = tempfile::tempdir().unwrap();
         let paths = Paths {
             state: place.path().join("state"),
@@ -66,9 +77,10 @@ impl House {
                 world: world.clone(),
                 power: power.clone(),
             }),
-            artifacts: Some(Arc::new(FakeArtifacts {
-                world: world.clone(),
-            })),
+            artifacts: fake_artifacts.then(|| {
+                let world = world.clone();
+                Arc::new(FakeArtifacts { world }) as Arc<dyn Artifacts>
+            }),
             seams: Seams { power: Some(power) },
         };
         let built = Daemon::join(paths, config, store, engine, outside);

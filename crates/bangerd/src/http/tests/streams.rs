@@ -115,6 +115,59 @@ async fn an_operation_tells_its_past_goes_on_and_ends() {
 }
 
 #[tokio::test]
+async fn a_note_is_for_the_first_who_watches_and_for_nobody_else() {
+    let house = House::new().await;
+    let mut told = Vec::new();
+    for name in ["one", "two"] {
+        house.world.turn(|knobs| knobs.hello_hangs = true);
+        let body = format!("{{\"name\":\"{name}\"}}");
+        let begun = house.ask("POST", "/v1/vms", &body).await.json();
+        let id = begun["operation"]["id"].as_str().unwrap().to_owned();
+        for query in ["", "?watched=true", "?watched=true"] {
+            let path = format!("/v1/operations/{id}/events{query}");
+            let mut events = Events::open(&house, &path, None).await;
+            loop {
+                let (_, kind, data) = events.next().await.unwrap();
+                if kind == "log" {
+                    told.push((name, query, data["line"].clone()));
+                }
+                // The engine has been launched by then.
+                if data["stage"] == "boot_kernel" {
+                    break;
+                }
+            }
+        }
+        house.world.turn(|knobs| knobs.hello_hangs = false);
+        let done = house.get(&format!("/v1/operations/{id}?wait=30s")).await;
+        assert_eq!(done["operation"]["success"], true, "{done}");
+    }
+    let note = "note: no usable KVM (as told); emulating, 5 to 20 times slower";
+    assert_eq!(told, [("one", "?watched=true", note.into())]);
+}
+
+#[tokio::test]
+async fn a_full_disk_of_the_host_is_an_event() {
+    let house = House::new().await;
+    let vm = house.running("box").await;
+    let mut events = Events::open(&house, "/v1/events?vm=box", None).await;
+    let id = vm["id"].as_str().unwrap();
+    house.world.engine(id).fill_disk("work");
+    loop {
+        let (_, kind, data) = events.next().await.unwrap();
+        if kind == "health" {
+            continue;
+        }
+        assert_eq!(kind, "disk_full");
+        assert_eq!(
+            (&data["id"], &data["name"], &data["disk"]),
+            (&vm["id"], &"box".into(), &"work".into())
+        );
+        assert!(data["at"].is_string());
+        break;
+    }
+}
+
+#[tokio::test]
 async fn changes_of_vms_are_told_to_who_asked_for_them() {
     let house = House::new().await;
     house.running("one").await;

@@ -38,6 +38,10 @@ pub(crate) struct Knobs {
     pub(crate) free_bytes: u64,
     pub(crate) available: u64,
     pub(crate) unusable: Option<Failure>,
+    /// An image or kernel that is neither here nor obtained.
+    pub(crate) unknown: Option<Failure>,
+    /// CPU time of every engine so far, microseconds.
+    pub(crate) cpu_us: u64,
 }
 
 impl Default for Knobs {
@@ -58,6 +62,8 @@ impl Default for Knobs {
             free_bytes: 100 << 30,
             available: 64 << 30,
             unusable: None,
+            unknown: None,
+            cpu_us: 1000,
         }
     }
 }
@@ -77,6 +83,8 @@ struct State {
     launches: u32,
     boots: Vec<Boot>,
     execs: Vec<(Exec, mpsc::Sender<Frame>)>,
+    wishes: Vec<String>,
+    trims: u32,
     signals: Vec<String>,
     violations: Vec<String>,
 }
@@ -113,6 +121,16 @@ impl World {
 
     pub(crate) fn boots(&self) -> Vec<Boot> {
         self.state.lock().unwrap().boots.clone()
+    }
+
+    /// What engine each launch wanted.
+    pub(crate) fn wishes(&self) -> Vec<String> {
+        self.state.lock().unwrap().wishes.clone()
+    }
+
+    /// How often a console was looked at for its size.
+    pub(crate) fn trims(&self) -> u32 {
+        self.state.lock().unwrap().trims
     }
 
     pub(crate) fn signals(&self) -> Vec<String> {
@@ -224,7 +242,9 @@ impl Host for FakeHost {
         Some(crate::operation::now_seconds() + 60)
     }
 
-    fn trim_console(&self, _: &Path) {}
+    fn trim_console(&self, _: &Path) {
+        self.world.state.lock().unwrap().trims += 1;
+    }
 }
 
 pub(crate) struct FakeEngines {
@@ -234,8 +254,14 @@ pub(crate) struct FakeEngines {
 
 #[async_trait]
 impl Engine for FakeEngines {
-    async fn launch(&self, machine: &Machine) -> Result<Facts, Failure> {
+    async fn launch(&self, machine: &Machine, wanted: &str) -> Result<Facts, Failure> {
         self.power.hold().await;
+        self.world
+            .state
+            .lock()
+            .unwrap()
+            .wishes
+            .push(wanted.to_owned());
         if let Some(failure) = self.world.knobs().launch_fails {
             return Err(failure);
         }
@@ -256,6 +282,7 @@ impl Engine for FakeEngines {
             end: watch::Sender::new(None),
             news: watch::Sender::new(vec![Event::Healthy]),
             line: watch::Sender::new(0),
+            full: watch::Sender::default(),
             paused: watch::Sender::new(false),
         };
         state.engines.insert(machine.id.clone(), Arc::new(run));
@@ -267,6 +294,7 @@ impl Engine for FakeEngines {
             } else {
                 Acceleration::Tcg
             },
+            no_kvm: (!kvm).then(|| "as told".into()),
             pid: number,
             start_ticks: 0,
             host_boot_id: String::new(),
@@ -294,6 +322,7 @@ impl Engine for FakeEngines {
             .cloned();
         Ok(found.filter(|run| run.end.borrow().is_none()).map(|run| {
             Arc::new(Handle {
+                full: tokio::sync::Mutex::new(run.full.subscribe()),
                 run,
                 world: self.world.clone(),
                 power: self.power.clone(),
@@ -335,6 +364,8 @@ pub(crate) struct FakeRun {
     news: watch::Sender<Vec<Event>>,
     /// Raised when the connection breaks.
     line: watch::Sender<u32>,
+    /// The disk that the host had no room for last.
+    full: watch::Sender<String>,
     pub(crate) paused: watch::Sender<bool>,
 }
 
@@ -363,6 +394,11 @@ impl FakeRun {
         self.die("reset", true);
     }
 
+    /// The guest writes what the host has no room for.
+    pub(crate) fn fill_disk(&self, disk: &str) {
+        self.full.send_replace(disk.to_owned());
+    }
+
     pub(crate) fn break_line(&self) {
         self.line.send_modify(|line| *line += 1);
     }
@@ -370,6 +406,7 @@ impl FakeRun {
 
 struct Handle {
     run: Arc<FakeRun>,
+    full: tokio::sync::Mutex<watch::Receiver<String>>,
     world: Arc<World>,
     power: Arc<Power>,
 }
@@ -402,6 +439,12 @@ impl Running for Handle {
         found
     }
 
+    async fn disk_full(&self) -> String {
+        let mut full = self.full.lock().await;
+        full.changed().await.unwrap();
+        full.borrow_and_update().clone()
+    }
+
     async fn pause(&self) -> Result<(), Failure> {
         self.power.hold().await;
         self.run.paused.send_replace(true);
@@ -429,7 +472,7 @@ impl Running for Handle {
     fn usage(&self) -> Option<Usage> {
         let lives = self.run.end.borrow().is_none();
         lives.then_some(Usage {
-            cpu_us: 1000,
+            cpu_us: self.world.knobs().cpu_us,
             rss_bytes: 1 << 20,
             vsz_bytes: 1 << 30,
         })
@@ -470,7 +513,11 @@ impl Guest for FakeGuest {
             boot_id: self.run.boot_id.clone(),
             init: Init::Stub,
             warnings: Vec::new(),
-            stages: Vec::new(),
+            stages: vec![
+                ("early".into(), 5),
+                ("asked".into(), 7),
+                ("Ro\not".into(), 9),
+            ],
         })
     }
 
@@ -574,6 +621,10 @@ pub(crate) struct FakeArtifacts {
 
 #[async_trait]
 impl Artifacts for FakeArtifacts {
+    async fn known(&self, _: Option<&str>, _: Option<&str>) -> Result<(), Failure> {
+        self.world.knobs().unknown.map_or(Ok(()), Err)
+    }
+
     async fn image(
         &self,
         reference: Option<&str>,
@@ -614,9 +665,10 @@ impl Artifacts for FakeArtifacts {
 
     async fn kernel_for_start(&self, name: &str) -> Result<BootKernel, Failure> {
         Ok(BootKernel {
-            name: name.into(),
+            name: Some(name.into()),
             vmlinux: "/vmlinux".into(),
             initramfs: "/initramfs".into(),
+            _hold: None,
             modules: Some("/modules.ext4".into()),
             transport: Transport::Mmio,
         })

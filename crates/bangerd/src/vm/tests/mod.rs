@@ -2,6 +2,7 @@
 //! a host that can be told to fail, and whose power can be cut.
 
 mod auto_remove;
+mod background;
 pub(crate) mod fakes;
 mod power;
 mod runs;
@@ -28,6 +29,8 @@ use fakes::{FakeArtifacts, FakeEngines, FakeHost, World};
 pub(super) struct Town {
     dir: tempfile::TempDir,
     pub(super) world: Arc<World>,
+    /// What the owner of its daemons set otherwise.
+    pub(super) tune: fn(&mut Settings),
 }
 
 /// A daemon on it.
@@ -35,7 +38,7 @@ pub(super) struct Home {
     pub(super) vms: Vms,
     pub(super) operations: Operations,
     pub(super) power: Arc<Power>,
-    store: Store,
+    pub(super) store: Store,
 }
 
 impl Town {
@@ -47,6 +50,7 @@ impl Town {
         Self {
             dir,
             world: Arc::default(),
+            tune: |_| {},
         }
     }
 
@@ -55,6 +59,19 @@ impl Town {
         let power = Arc::new(power);
         let store = Store::open(&self.dir.path().join("state.db")).unwrap();
         let operations = Operations::new(store.clone());
+        let mut settings = Settings {
+            state_dir: self.dir.path().to_owned(),
+            vcpu: 2,
+            memory_mib: 256,
+            disk_bytes: 1 << 30,
+            overlay_bytes: 1 << 30,
+            engine: "auto".into(),
+            network: "auto".into(),
+            trim_systemd: true,
+            stats_poll_interval: Duration::from_secs(3600),
+            auto_stop_stale_after: None,
+        };
+        (self.tune)(&mut settings);
         let vms = Vms::new(Parts {
             store: store.clone(),
             operations: operations.clone(),
@@ -69,18 +86,7 @@ impl Town {
                 world: self.world.clone(),
                 power: power.clone(),
             }),
-            settings: Settings {
-                state_dir: self.dir.path().to_owned(),
-                vcpu: 2,
-                memory_mib: 256,
-                disk_bytes: 1 << 30,
-                overlay_bytes: 1 << 30,
-                engine: "auto".into(),
-                network: "auto".into(),
-                trim_systemd: true,
-                stats_poll_interval: Duration::from_secs(3600),
-                auto_stop_stale_after: None,
-            },
+            settings,
             seams: Seams {
                 power: Some(power.clone()),
             },

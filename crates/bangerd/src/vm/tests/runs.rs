@@ -327,6 +327,7 @@ async fn changes_of_state_are_told_in_order() {
         match feed.next().await {
             Event::Vm(event) => states.push(event.to),
             Event::Health(event) => assert_eq!(event.name, "web"),
+            Event::DiskFull(event) => panic!("{event:?}"),
         }
     }
     let seen = [

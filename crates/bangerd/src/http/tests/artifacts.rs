@@ -1,0 +1,241 @@
+//! Images and kernels of the daemon itself: what a VM may name, and kernels
+//! that images bring along.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use banger_api::error::Code;
+use serde_json::{Value, json};
+
+use super::House;
+use crate::ports::Artifacts;
+
+const VERSION: &str = "6.9.1-x";
+
+/// A kernel that is one by its first bytes, and the modules a VM needs.
+fn kernel_files(place: &Path) -> (PathBuf, PathBuf) {
+    let modules = place.join("lib/modules").join(VERSION);
+    fs::create_dir_all(modules.join("kernel")).unwrap();
+    for module in [
+        "virtio_blk",
+        "ext4",
+        "overlay",
+        "virtio_console",
+        "virtio_mmio",
+    ] {
+        let file = modules.join(format!("kernel/{module}.ko"));
+        fs::write(file, b"not really").unwrap();
+    }
+    fs::write(modules.join("modules.builtin"), "kernel/x.ko\n").unwrap();
+    let kernel = place.join("my-vmlinux");
+    let mut elf = b"\x7fELF\x02\x01\x01\0".to_vec();
+    elf.resize(64, 0);
+    elf[18] = 0x3e;
+    elf.extend_from_slice(format!("Linux version {VERSION} \0").as_bytes());
+    fs::write(&kernel, elf).unwrap();
+    (kernel, modules)
+}
+
+fn root_file(place: &Path) -> PathBuf {
+    let root = place.join("root.ext4");
+    banger_images::ext4::empty(&root, 256 << 20, "root", None, false).unwrap();
+    root
+}
+
+/// What banger keeps of images, without the content.
+fn kept(house: &House) -> Vec<PathBuf> {
+    let entries = fs::read_dir(house.app.paths.images()).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+async fn register(house: &House, body: &Value) -> super::Answer {
+    house
+        .ask("POST", "/v1/images/register", &body.to_string())
+        .await
+}
+
+#[tokio::test]
+async fn a_vm_of_an_unknown_image_or_kernel_is_refused_before_anything_is_begun() {
+    let house = House::with_own_artifacts().await;
+    let root = root_file(house.place.path());
+    for (name, kernel) in [("mine", None), ("lost", Some("gone"))] {
+        let mut record = json!({"name": name, "rootfs_path": root});
+        if let Some(kernel) = kernel {
+            // Registered while the kernel was there.
+            let answer = register(&house, &record).await.json();
+            let id = answer["image"]["id"].as_str().unwrap().to_owned();
+            let store = &house.app.vms.house().store;
+            let edit = move |tx: &banger_store::Transaction<'_>| {
+                let row = banger_store::images::by_name(tx, name)?.unwrap();
+                let record =
+                    row.record
+                        .replacen('{', &format!("{{\"kernel_name\":\"{kernel}\","), 1);
+                banger_store::images::update(tx, &id, &record)
+            };
+            assert!(store.write(edit).await.unwrap());
+        } else {
+            record["name"] = name.into();
+            assert_eq!(register(&house, &record).await.status, 200);
+        }
+    }
+    for (body, named) in [
+        (json!({"name": "box", "image_name": "nosuch"}), "nosuch"),
+        (json!({"name": "box", "kernel_name": "nosuch"}), "nosuch"),
+        (
+            json!({"name": "box", "image_name": "mine", "kernel_name": "no"}),
+            "no",
+        ),
+        (json!({"name": "box", "image_name": "lost"}), "gone"),
+    ] {
+        let answer = house.ask("POST", "/v1/vms", &body.to_string()).await;
+        assert_eq!(answer.code(), "not_found", "{body}");
+        let message = answer.json()["error"]["message"].to_string();
+        assert!(message.contains(named), "{body}: {message}");
+    }
+    assert_eq!(house.get("/v1/vms").await["vms"], json!([]));
+    assert_eq!(house.get("/v1/operations").await["operations"], json!([]));
+    // What first use obtains is as good as there, however it is named.
+    let shelf = &house.app.shelf;
+    for image in [None, Some("debian-bookworm"), Some("mine")] {
+        shelf.known(image, None).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_image_keeps_the_kernel_it_was_given_until_it_gets_another() {
+    let house = House::new().await;
+    let place = house.place.path();
+    let (kernel, modules) = kernel_files(place);
+    let body = json!({"name": "own", "rootfs_path": root_file(place), "kernel_path": kernel,
+        "modules_dir": modules});
+    let shown = register(&house, &body).await.json();
+    let image = &shown["image"];
+    assert_eq!(
+        image["kernel_path"],
+        json!(kernel),
+        "as it was given: {shown}"
+    );
+    assert_eq!(
+        (&image["modules_dir"], &image["managed"]),
+        (&json!(modules), &json!(false))
+    );
+    assert_eq!(house.get("/v1/kernels").await["entries"], json!([]));
+    let [first] = kept(&house).try_into().unwrap();
+    for file in ["vmlinux", "modules.ext4", "boot-modules/order"] {
+        assert!(first.join(file).is_file(), "{file}");
+    }
+    // The files given may go; a boot takes what is kept.
+    let id = image["id"].as_str().unwrap().to_owned();
+    let boots = house.app.shelf.image_for_start(&id).await.unwrap();
+    let own = boots.own_kernel.unwrap();
+    assert_eq!(
+        (own.dir.clone(), own.version.as_str()),
+        (first.clone(), VERSION)
+    );
+    assert!(own.has_modules && !own.virtio_pci_builtin);
+    house.app.shelf.known(Some("own"), None).await.unwrap();
+
+    // Another kernel takes its place, and so does none.
+    let mut bare = body.clone();
+    bare.as_object_mut().unwrap().remove("modules_dir");
+    assert_eq!(
+        register(&house, &bare).await.json()["image"]["id"],
+        json!(id)
+    );
+    let [second] = kept(&house).try_into().unwrap();
+    assert!(second != first && !second.join("modules.ext4").exists());
+    bare.as_object_mut().unwrap().remove("kernel_path");
+    assert_eq!(
+        register(&house, &bare).await.json()["image"]["kernel_path"],
+        ""
+    );
+    assert_eq!(kept(&house), [""; 0].map(PathBuf::from));
+
+    // In use nothing of it changes, and what was made for the change is gone.
+    assert_eq!(register(&house, &body).await.status, 200);
+    let before = kept(&house);
+    house.world.turn(|knobs| knobs.image_hangs = true);
+    let create = json!({"name": "box", "image_name": "own"}).to_string();
+    assert_eq!(house.ask("POST", "/v1/vms", &create).await.status, 202);
+    assert_eq!(register(&house, &body).await.code(), "in_use");
+    assert_eq!(
+        house.ask("DELETE", "/v1/images/own", "").await.code(),
+        "in_use"
+    );
+    assert_eq!(kept(&house), before);
+    assert!(!before[0].join("unsettled").exists());
+    house.world.turn(|knobs| knobs.image_hangs = false);
+    house.ask("DELETE", "/v1/vms/box?wait=30s", "").await;
+    assert_eq!(house.ask("DELETE", "/v1/images/own", "").await.status, 200);
+    assert_eq!(kept(&house), [""; 0].map(PathBuf::from));
+}
+
+#[tokio::test]
+async fn a_kernel_that_cannot_be_used_leaves_no_image() {
+    let house = House::new().await;
+    let place = house.place.path();
+    let (kernel, modules) = kernel_files(place);
+    let root = root_file(place);
+    let text = place.join("text");
+    fs::write(&text, "no kernel at all").unwrap();
+    let with = |more: Value| {
+        let mut body = json!({"name": "own", "rootfs_path": root});
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        body
+    };
+    let lame = place.join("lame");
+    fs::create_dir_all(lame.join("kernel")).unwrap();
+    fs::write(lame.join("modules.builtin"), "kernel/x.ko\n").unwrap();
+    for (body, code) in [
+        (json!({"kernel_path": "relative"}), "bad_path"),
+        (json!({"kernel_path": "/nosuch"}), "bad_path"),
+        (json!({"kernel_path": text}), "bad_path"),
+        (
+            json!({"kernel_path": kernel, "modules_dir": text}),
+            "bad_path",
+        ),
+        (
+            json!({"kernel_path": kernel, "initrd_path": "/nosuch"}),
+            "bad_path",
+        ),
+        (
+            json!({"kernel_path": kernel, "modules_dir": lame}),
+            "unsupported",
+        ),
+        (json!({"modules_dir": modules}), "bad_request"),
+        (json!({"initrd_path": text}), "bad_request"),
+        (
+            json!({"kernel_path": kernel, "kernel_ref": "k"}),
+            "bad_request",
+        ),
+        (json!({"kernel_ref": "nosuch"}), "not_found"),
+    ] {
+        let answer = register(&house, &with(body.clone())).await;
+        assert_eq!(answer.code(), code, "{body}: {:?}", answer.body);
+    }
+    assert_eq!(house.get("/v1/images").await["images"], json!([]));
+    assert_eq!(kept(&house), [""; 0].map(PathBuf::from));
+}
+
+#[tokio::test]
+async fn a_kernel_whose_image_was_cut_is_swept_and_one_with_its_image_stays() {
+    let house = House::new().await;
+    let place = house.place.path();
+    let (kernel, _) = kernel_files(place);
+    let body = json!({"name": "own", "rootfs_path": root_file(place), "kernel_path": kernel});
+    assert_eq!(register(&house, &body).await.status, 200);
+    let [kept_one] = kept(&house).try_into().unwrap();
+    // Cut before the row was written, and just after it.
+    let cut = house.app.paths.images().join("kernel-cut");
+    fs::create_dir(&cut).unwrap();
+    for place in [&cut, &kept_one] {
+        fs::write(place.join("unsettled"), "").unwrap();
+    }
+    house.app.shelf.recover().await.unwrap();
+    assert_eq!(kept(&house), std::slice::from_ref(&kept_one));
+    assert!(!kept_one.join("unsettled").exists());
+    let lost = house.app.shelf.image_shown("nosuch").await.unwrap_err();
+    assert_eq!(lost.code, Code::NotFound);
+}
