@@ -7,15 +7,16 @@
 
 PREFIX ?= /usr/local
 CARGO ?= cargo
-# Real programs of a test run can be told to die at a named step.
-TEST_FEATURES = --features bangerd/failpoints
+# Real programs of a test run can be told to die at a named step, and to let a
+# guest reach what listens on this host.
+TEST_FEATURES = --features bangerd/failpoints,banger-gateway/open-policy
 
 .PHONY: all build agent demo test lint install audit bench clean
 all: build
 
 build:
 	@scripts/prepare build
-	$(CARGO) build --release -p banger -p bangerd
+	$(CARGO) build --release -p banger -p bangerd -p banger-gateway
 	@$(MAKE) --no-print-directory agent
 	@cp -f target/agent/banger-agent target/release/banger-agent
 
@@ -45,7 +46,7 @@ test:
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/banger
 	install -m 755 target/release/banger target/release/bangerd $(DESTDIR)$(PREFIX)/bin/
-	install -m 755 target/release/banger-agent $(DESTDIR)$(PREFIX)/lib/banger/
+	install -m 755 target/release/banger-agent target/release/banger-gateway $(DESTDIR)$(PREFIX)/lib/banger/
 
 audit:
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny

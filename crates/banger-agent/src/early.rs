@@ -1,6 +1,7 @@
 //! The first steps of the machine: kernel file systems, drivers, limits. What
 //! fails here is said on the console and the boot goes on, since the channel
-//! may work all the same.
+//! may work all the same. The drivers of a network wait until a boot asks for
+//! one.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,6 +13,11 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::console::say;
 
+/// Where the initramfs has the modules.
+const MODULES: &str = "/modules";
+/// Those that every boot loads, and those of a network.
+const AT_ONCE: &str = "order";
+const OF_A_NETWORK: &str = "network";
 /// Largest list of modules that is read, bytes.
 const MAX_ORDER: u64 = 64 << 10;
 /// Open files the agent itself may have: every command takes a few.
@@ -62,28 +68,58 @@ pub(crate) fn set_up() {
     // been through the scheduler: 10 to 30 ms each with ticks, under 1 ms when
     // the kernel asks the processors instead. Some dozens lie ahead.
     let _ = fs::write("/sys/kernel/rcu_expedited", "1");
-    load_modules(Path::new("/modules"));
+    // One that fails is skipped: it may be for a device that this machine does
+    // not have.
+    for error in load_modules(AT_ONCE) {
+        say(&crate::chain(&error));
+    }
 }
 
-/// Loads the modules that `order` names. One that fails is skipped: it may be
-/// for a device that this machine does not have.
-fn load_modules(directory: &Path) {
-    let order = match read_order(&directory.join("order")) {
+/// Why a driver is not there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DriverError {
+    /// The list of modules.
+    #[error("cannot read the list of modules {0}")]
+    List(&'static str, #[source] io::Error),
+    /// One of them.
+    #[error("cannot load module {0}")]
+    Load(String, #[source] io::Error),
+}
+
+/// Loads the drivers of a network card.
+///
+/// # Errors
+/// The first that fails.
+pub(crate) fn load_network_drivers() -> Result<(), DriverError> {
+    load_modules(OF_A_NETWORK)
+        .into_iter()
+        .next()
+        .map_or(Ok(()), Err)
+}
+
+/// Forgets the files of the modules, whose memory is worth more.
+pub(crate) fn forget_modules() {
+    let _ = fs::remove_dir_all(MODULES);
+}
+
+/// Loads the modules that a list names; gives what failed.
+fn load_modules(list: &'static str) -> Vec<DriverError> {
+    let directory = Path::new(MODULES);
+    let order = match read_order(&directory.join(list)) {
         Ok(order) => order,
-        Err(error) => return say(&format!("cannot read the list of modules: {error}")),
+        Err(error) => return vec![DriverError::List(list, error)],
     };
-    for name in module_names(&order) {
+    let load = |name: &str| {
         let loaded = File::open(directory.join(name)).and_then(|module| {
             rustix::system::finit_module(&module, c"", 0).map_err(io::Error::from)
         });
         match loaded {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => say(&format!("cannot load module {name}: {error}")),
+            Ok(()) => None,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
+            Err(error) => Some(DriverError::Load(name.to_owned(), error)),
         }
-    }
-    // The memory of the module files is worth more than the files.
-    let _ = fs::remove_dir_all(directory);
+    };
+    module_names(&order).filter_map(load).collect()
 }
 
 fn read_order(path: &Path) -> io::Result<String> {

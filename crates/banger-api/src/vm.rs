@@ -84,7 +84,7 @@ pub struct VmSpec {
     pub work_disk_size_bytes: u64,
     /// Whether the guest reaches the outside.
     pub nat_enabled: bool,
-    /// `none`, later `user` and `bridge`.
+    /// `user` or `none`, later `bridge`.
     pub network_mode: String,
     /// `auto`, `qemu` or `firecracker`, as asked.
     pub engine: String,
@@ -118,6 +118,9 @@ pub struct VmRuntime {
     /// Why the last run ended badly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// Why the guest has no way out although its mode gives it one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_error: Option<String>,
     /// `up paused down gone`.
     pub goal: String,
     /// `qemu` or `firecracker`; of the last run.
@@ -139,6 +142,9 @@ pub struct VmRuntime {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,
 }
+
+/// Key of the gateway's counters in [`VmStats::metrics_raw`].
+pub const NETWORK_METRICS: &str = "network";
 
 /// Measured use.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -162,7 +168,8 @@ pub struct VmStats {
     /// Allocated on the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub work_disk_bytes: Option<u64>,
-    /// What the engine says of itself.
+    /// What programs say of themselves; under `network` what went through the
+    /// gateway since it started, and what it refused.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics_raw: BTreeMap<String, serde_json::Value>,
 }
@@ -195,7 +202,8 @@ pub struct VmCreateParams {
     /// A size like `8G`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub work_disk_size: Option<String>,
-    /// A way out, where the mode leaves a choice.
+    /// A way out, where the mode leaves a choice: `user` always has one, `none`
+    /// never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nat_enabled: Option<bool>,
     /// Create only.

@@ -7,6 +7,10 @@
 //!                       └ sweep(id): nothing of this VM lives
 //! ```
 //!
+//! Beside an engine may stand a [`gateway`], a process of our own at the other
+//! end of the machine's network card; it is started, found again and ended in
+//! the same ways.
+//!
 //! Nothing outside this crate knows an engine's command line or protocol. It
 //! keeps no state of its own but a cache of what was measured and probed, and
 //! decides nothing about a VM.
@@ -17,6 +21,7 @@ pub mod any;
 pub mod cgroup;
 pub mod choose;
 pub mod console;
+pub mod gateway;
 pub mod kvm;
 pub mod live;
 pub mod machine;

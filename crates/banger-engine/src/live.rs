@@ -2,6 +2,7 @@
 //! controls.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,6 +80,14 @@ impl Live {
     /// When the engine is gone.
     pub async fn line(&self) -> io::Result<UnixStream> {
         sockets::connect(&self.facts.run_dir, qemu::CHANNEL).await
+    }
+
+    /// A descriptor of its process, readable from its end on.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn pidfd(&self) -> io::Result<OwnedFd> {
+        self.process.pidfd()
     }
 
     /// Returns when the engine has ended. Many may wait; each gets the same.
@@ -253,7 +262,8 @@ fn describe(exit: Exit, said: Option<(bool, String)>, signalled: bool, log: &str
     }
 }
 
-fn signal_name(signal: i32) -> String {
+/// The name of a signal that ended a process.
+pub(crate) fn signal_name(signal: i32) -> String {
     let name = match signal {
         2 => "SIGINT",
         4 => "SIGILL",

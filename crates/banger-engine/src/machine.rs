@@ -1,6 +1,8 @@
 //! A machine as an engine sees it: plain data, and what is left of a launch.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +48,18 @@ pub struct Drive {
     pub read_only: bool,
 }
 
+/// The network card of a machine.
+#[derive(Debug, Clone)]
+pub struct Nic {
+    /// The engine's end of a datagram socketpair: one Ethernet frame a
+    /// datagram. Non-blocking, or a gateway that does not read stops the guest.
+    pub line: Arc<OwnedFd>,
+    /// Hardware address.
+    pub mac: [u8; 6],
+    /// Largest IP packet, bytes; the guest is told.
+    pub mtu: u16,
+}
+
 /// A machine to launch. Paths are absolute.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -66,6 +80,8 @@ pub struct Machine {
     pub arguments: Vec<String>,
     /// In the order the guest sees them.
     pub drives: Vec<Drive>,
+    /// The network card, where there is one.
+    pub nic: Option<Nic>,
     /// Exists, 0700, this VM's alone: sockets, logs, the lock.
     pub run_dir: PathBuf,
     /// Console of the guest, appended to.

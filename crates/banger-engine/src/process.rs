@@ -89,6 +89,11 @@ impl Process {
         self.start_ticks
     }
 
+    /// Another descriptor of it.
+    pub(crate) fn pidfd(&self) -> io::Result<OwnedFd> {
+        self.pidfd.get_ref().try_clone()
+    }
+
     /// Waits for its end. Many may wait.
     pub(crate) async fn exited(&self) -> Exit {
         *self.exit.get_or_init(|| self.wait()).await
@@ -102,7 +107,7 @@ impl Process {
     async fn wait(&self) -> Exit {
         // A pidfd is readable from the end on; the readiness is never cleared.
         if let Err(error) = self.pidfd.readable().await {
-            tracing::warn!(pid = self.pid, %error, "cannot wait for an engine");
+            tracing::warn!(pid = self.pid, %error, "cannot wait for a process");
         }
         if !self.ours {
             return Exit::Unseen;

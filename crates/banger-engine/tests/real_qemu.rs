@@ -11,10 +11,11 @@ use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use banger_engine::cgroup::{self, Cgroups};
-use banger_engine::machine::Acceleration;
+use banger_engine::machine::{Acceleration, Nic, Transport};
 use banger_engine::{LaunchError, Wish};
 use banger_sys::engine::spawn::Spawn;
 use room::{Guest, Room};
@@ -137,6 +138,39 @@ async fn an_engine_is_launched_controlled_and_ended() {
     live.kill("KILL")
         .expect("an engine that is gone is killed already");
     assert!(soon(engine.attach(&facts)).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_network_card_has_the_only_other_end_of_its_line() {
+    let Some(room) = Room::new("card", Guest::Sleeps) else {
+        return;
+    };
+    for transport in [Transport::Mmio, Transport::Pci] {
+        let engine = room.engine();
+        let (end, ours) = banger_engine::gateway::line().unwrap();
+        let mut machine = room.machine.clone();
+        machine.transport = transport;
+        machine.nic = Some(Nic {
+            line: Arc::new(end),
+            mac: [0x52, 0x54, 0, 1, 2, 3],
+            mtu: 65_520,
+        });
+        let facts = soon(engine.launch(&machine, Wish::Auto)).await.unwrap();
+        drop(machine);
+        let live = soon(engine.attach(&facts))
+            .await
+            .unwrap()
+            .expect("it lives");
+        soon(live.pause()).await.expect("its devices were made");
+        rustix::io::write(&ours, &[0; 60]).expect("somebody is at the other end");
+        live.kill("KILL").unwrap();
+        soon(live.ended()).await;
+        let error = rustix::io::write(&ours, &[0; 60]).unwrap_err();
+        assert_eq!(error, rustix::io::Errno::CONNREFUSED, "{transport:?}");
+        soon(engine.sweep(&room.machine.id, &room.machine.run_dir, None))
+            .await
+            .unwrap();
+    }
 }
 
 #[tokio::test]

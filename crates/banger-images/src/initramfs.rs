@@ -4,10 +4,13 @@
 //! one. Uncompressed on purpose: the guest would spend longer unpacking than it saves reading.
 //!
 //! ```text
-//! /init  /modules/<name>.ko  /modules/order  /dev/console (c 5 1)  /dev /proc /sys /mnt
+//! /init  /modules/<name>.ko  /modules/order  /modules/network
+//! /dev/console (c 5 1)  /dev /proc /sys /mnt
 //! ```
 //!
-//! `order` has one file name a line; a module stands after all it depends on.
+//! `order` and `network` have one file name a line; a module stands after all it depends on.
+//! Those in `order` load at once, those in `network`, which need the others, when the boot is
+//! told of a network.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -18,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use crate::kernel::{BOOT_MODULES, Tag, hex, read_order};
 
 /// Changes with every change of the archive's shape, so that no cached one is taken for new.
-const SHAPE: &str = "banger-initramfs-2";
+const SHAPE: &str = "banger-initramfs-3";
 
 /// How the machine's devices are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,15 +52,40 @@ pub struct BootSet {
     pub net: bool,
 }
 
+/// When a module loads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Load {
+    AtOnce,
+    /// When the boot is told of a network.
+    WithNetwork,
+}
+
+impl Load {
+    /// The file that lists the modules.
+    fn list(self) -> &'static str {
+        match self {
+            Load::AtOnce => "modules/order",
+            Load::WithNetwork => "modules/network",
+        }
+    }
+}
+
 impl BootSet {
-    fn wants(self, tag: Tag) -> bool {
-        match tag {
+    /// When this boot wants a module that is for `tags`, if it does.
+    fn wants(self, tags: &[Tag]) -> Option<Load> {
+        let at_once = tags.iter().any(|tag| match tag {
             Tag::Base => true,
             Tag::Mmio => self.transport == Transport::Mmio,
             Tag::Pci => self.transport == Transport::Pci,
             Tag::Serial => self.channel == Channel::Serial,
             Tag::Vsock => self.channel == Channel::Vsock,
-            Tag::Net => self.net,
+            Tag::Net => false,
+        });
+        let with_network = self.net && tags.contains(&Tag::Net);
+        match (at_once, with_network) {
+            (true, _) => Some(Load::AtOnce),
+            (false, true) => Some(Load::WithNetwork),
+            (false, false) => None,
         }
     }
 }
@@ -90,8 +118,9 @@ pub fn key(agent_hash: &str, kernel_dir: &Path, set: BootSet) -> io::Result<Stri
     hash.update("\n");
     hash.update(agent_hash);
     for module in read_order(kernel_dir)? {
-        if module.tags.iter().any(|tag| set.wants(*tag)) {
-            hash.update(format!("\n{} {}", module.name, module.sha256));
+        if let Some(load) = set.wants(&module.tags) {
+            let (name, sum, list) = (module.name, module.sha256, load.list());
+            hash.update(format!("\n{name} {sum} {list}"));
         }
     }
     Ok(hex(&hash.finalize()))
@@ -120,11 +149,11 @@ fn write(agent: &Path, kernel_dir: &Path, set: BootSet, out: &Path) -> io::Resul
     }
     cpio.entry("dev/console", 0o020_600, (5, 1), &[])?;
     cpio.entry("init", 0o100_755, (0, 0), &std::fs::read(agent)?)?;
-    let mut order = String::new();
+    let mut lists = [Load::AtOnce, Load::WithNetwork].map(|load| (load, String::new()));
     for module in read_order(kernel_dir)? {
-        if !module.tags.iter().any(|tag| set.wants(*tag)) {
+        let Some(wanted) = set.wants(&module.tags) else {
             continue;
-        }
+        };
         let path = kernel_dir
             .join(BOOT_MODULES)
             .join(format!("{}.ko", module.name));
@@ -134,10 +163,14 @@ fn write(agent: &Path, kernel_dir: &Path, set: BootSet, out: &Path) -> io::Resul
             (0, 0),
             &std::fs::read(path)?,
         )?;
-        order.push_str(&module.name);
-        order.push_str(".ko\n");
+        for (_, list) in lists.iter_mut().filter(|(load, _)| *load == wanted) {
+            list.push_str(&module.name);
+            list.push_str(".ko\n");
+        }
     }
-    cpio.entry("modules/order", 0o100_644, (0, 0), order.as_bytes())?;
+    for (load, list) in lists {
+        cpio.entry(load.list(), 0o100_644, (0, 0), list.as_bytes())?;
+    }
     cpio.entry("TRAILER!!!", 0, (0, 0), &[])?;
     // The kernel wants whole 512-byte blocks of nobody's; most writers pad so.
     cpio.pad(512)?;
@@ -255,12 +288,63 @@ mod tests {
                     "init",
                     "modules/virtio.ko",
                     "modules/overlay.ko",
-                    "modules/order"
+                    "modules/order",
+                    "modules/network"
                 ]
             );
         }
         let text = String::from_utf8_lossy(&first);
         assert!(text.contains("virtio.ko\noverlay.ko\n"));
+    }
+
+    #[test]
+    fn the_networks_modules_are_listed_apart_but_for_those_that_every_boot_needs() {
+        let dir = kernel_dir();
+        let order = dir.path().join(BOOT_MODULES).join("order");
+        let modules = [
+            ("virtio", "mmio,net"),
+            ("failover", "net"),
+            ("virtio_net", "net"),
+            ("overlay", "base"),
+        ];
+        let lines = modules.map(|(name, tags)| {
+            let module = dir.path().join(BOOT_MODULES).join(format!("{name}.ko"));
+            std::fs::write(module, name).unwrap();
+            format!("{name} {tags} {}\n", "0".repeat(64))
+        });
+        std::fs::write(order, lines.concat()).unwrap();
+        let set = BootSet {
+            transport: Transport::Mmio,
+            channel: Channel::Serial,
+            net: true,
+        };
+        let out = dir.path().join("out");
+        build(&dir.path().join("agent"), dir.path(), set, &out).unwrap();
+        let text = String::from_utf8_lossy(&std::fs::read(&out).unwrap()).into_owned();
+        let after = |list: &str| {
+            let at = text.find(list).unwrap() + list.len();
+            let file = text[at..].trim_start_matches('\0');
+            file[..file.find("0707").unwrap()]
+                .trim_end_matches('\0')
+                .to_owned()
+        };
+        assert_eq!(after("modules/order\0"), "virtio.ko\noverlay.ko\n");
+        assert_eq!(after("modules/network\0"), "failover.ko\nvirtio_net.ko\n");
+        // On PCI nobody but the network needs the first one here.
+        let pci = BootSet {
+            transport: Transport::Pci,
+            ..set
+        };
+        std::fs::remove_file(&out).unwrap();
+        build(&dir.path().join("agent"), dir.path(), pci, &out).unwrap();
+        let text = String::from_utf8_lossy(&std::fs::read(&out).unwrap()).into_owned();
+        assert!(text.contains("virtio.ko\nfailover.ko\nvirtio_net.ko\n"));
+        let agent = agent_hash(&dir.path().join("agent")).unwrap();
+        assert_ne!(
+            key(&agent, dir.path(), set).unwrap(),
+            key(&agent, dir.path(), pci).unwrap(),
+            "the same modules, loaded at other times"
+        );
     }
 
     #[test]

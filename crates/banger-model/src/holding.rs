@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! directory <- overlay, work disk, run directory
+//! gateway   -> rests on the run directory
 //! engine    -> rests on all of them and on its cgroup
 //! ```
 
@@ -25,22 +26,26 @@ pub enum Holding {
     Overlay,
     /// Disk on `/root`.
     WorkDisk,
-    /// Directory of one run: sockets, engine log.
+    /// Directory of one run: sockets, logs.
     RunDir,
     /// Cgroup of the engine, where one can be made.
     Cgroup,
+    /// The gateway process with its end of the line; only of a VM whose way
+    /// out it is.
+    Gateway,
     /// The engine process.
     Engine,
 }
 
 impl Holding {
     /// All kinds in the order they are taken.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Directory,
         Self::Overlay,
         Self::WorkDisk,
         Self::RunDir,
         Self::Cgroup,
+        Self::Gateway,
         Self::Engine,
     ];
 
@@ -52,7 +57,7 @@ impl Holding {
     pub const fn span(self) -> Span {
         match self {
             Self::Directory | Self::Overlay | Self::WorkDisk => Span::Life,
-            Self::RunDir | Self::Cgroup | Self::Engine => Span::Run,
+            Self::RunDir | Self::Cgroup | Self::Gateway | Self::Engine => Span::Run,
         }
     }
 
@@ -65,6 +70,7 @@ impl Holding {
             Self::WorkDisk => "work",
             Self::RunDir => "run",
             Self::Cgroup => "cgroup",
+            Self::Gateway => "gateway",
             Self::Engine => "engine",
         }
     }
@@ -83,6 +89,7 @@ impl Holding {
             Self::Overlay => format!("{vm}/overlay.ext4"),
             Self::WorkDisk => format!("{vm}/work.ext4"),
             Self::RunDir => format!("{vm}/run"),
+            Self::Gateway => format!("{vm}/gateway"),
             Self::Cgroup | Self::Engine => format!("banger-{}", &vm.as_str()[..32]),
         }
     }
@@ -90,16 +97,20 @@ impl Holding {
     /// Whether this can only be given back after `other` was.
     #[must_use]
     pub const fn carries(self, other: Self) -> bool {
-        use Holding::{Cgroup, Directory, Engine, Overlay, RunDir, WorkDisk};
+        use Holding::{Cgroup, Directory, Engine, Gateway, Overlay, RunDir, WorkDisk};
         match (self, other) {
-            (Directory, Overlay | WorkDisk | RunDir | Engine)
-            | (Overlay | WorkDisk | RunDir | Cgroup, Engine) => true,
+            (Directory, Overlay | WorkDisk | RunDir | Gateway | Engine)
+            | (RunDir, Gateway)
+            | (Overlay | WorkDisk | RunDir | Cgroup | Gateway, Engine) => true,
             (Directory, Directory | Cgroup)
+            | (RunDir, Directory | Overlay | WorkDisk | RunDir | Cgroup)
             | (
-                Overlay | WorkDisk | RunDir | Cgroup,
-                Directory | Overlay | WorkDisk | RunDir | Cgroup,
+                Overlay | WorkDisk | Cgroup | Gateway,
+                Directory | Overlay | WorkDisk | RunDir | Cgroup | Gateway,
             )
-            | (Engine, Directory | Overlay | WorkDisk | RunDir | Cgroup | Engine) => false,
+            | (Engine, Directory | Overlay | WorkDisk | RunDir | Cgroup | Gateway | Engine) => {
+                false
+            }
         }
     }
 }

@@ -127,6 +127,7 @@ async fn the_ledger_keeps_order_and_place() {
             (Holding::Overlay, false),
             (Holding::WorkDisk, true),
             (Holding::Cgroup, true),
+            (Holding::Gateway, true),
             (Holding::Engine, true),
         ]
     );

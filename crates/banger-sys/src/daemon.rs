@@ -42,6 +42,22 @@ pub fn keep_heap_small() {
     }
 }
 
+/// Makes glibc map every allocation of this many bytes and more by itself, so
+/// that its memory goes back to the host the moment it is freed, whatever was
+/// allocated around it. Call after [`keep_heap_small`]. Does nothing with
+/// another C library.
+pub fn map_allocations_from(bytes: u16) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: as above.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, libc::c_int::from(bytes));
+        // What lies free at the heap's end is given out first, of any size.
+        libc::mallopt(libc::M_TOP_PAD, 0);
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = bytes;
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};

@@ -1,4 +1,6 @@
-//! stub
+//! The cellar: raw system calls behind safe doors. All the unsafe code of the
+//! project is here.
+
 pub mod child;
 pub mod cli;
 pub mod daemon;

@@ -72,6 +72,20 @@ pub struct Boot {
     /// Lines of `/etc/resolv.conf` (nameserver addresses); none: no file is written.
     #[serde(default)]
     pub nameservers: Vec<String>,
+    /// The way out of the guest; none: a guest without a network card.
+    #[serde(default)]
+    pub network: Option<Network>,
+}
+
+/// How the guest's only network card is set up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// The guest's own address with the length of its net, such as `10.0.2.15/24`.
+    pub address: String,
+    /// Where everything outside that net goes.
+    pub gateway: String,
+    /// Largest IP packet on the card, bytes.
+    pub mtu: u32,
 }
 
 /// Drives by their virtio-blk serial. The agent looks the serial up in

@@ -282,10 +282,11 @@ fn what_goes_on_for_ever_ends_with_130_by_an_interrupt() {
         for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
             let mut terminal = Terminal::new();
             let before = format!("{:?}", tcgetattr(&terminal.program).unwrap());
+            let asked = fake.lines().len();
             let mut child = terminal.start(&mut fake.banger(command));
             if command[0] == "wait" {
                 // It says nothing; once it has asked twice it waits.
-                while fake.lines().len() < 3 {
+                while fake.lines().len() < asked + 3 {
                     std::thread::yield_now();
                 }
             } else {

@@ -23,9 +23,10 @@ use crate::engine::HostEngine;
 use crate::failure::Failure;
 use crate::http;
 use crate::http::socket::Socket;
+use crate::network::{self, HostGateways};
 use crate::operation::{OpHandle, Operations, Outcome};
 use crate::paths::{PathError, Paths};
-use crate::ports::{Artifacts, Engine, Host};
+use crate::ports::{Artifacts, Engine, Gateways, Host};
 use crate::seam::Seams;
 use crate::startup::{Claim, Starter, claim};
 use crate::vm::{self, Parts, RealHost, Vms};
@@ -184,6 +185,8 @@ async fn run(paths: Paths, config: Config, starter: &mut Starter) -> Result<(), 
 pub(crate) struct World {
     /// Starts and finds engines.
     pub(crate) engine: Arc<dyn Engine>,
+    /// Starts and finds gateways.
+    pub(crate) gateways: Arc<dyn Gateways>,
     /// Files and resources of VMs.
     pub(crate) host: Arc<dyn Host>,
     /// Instead of the daemon's own images and kernels.
@@ -232,6 +235,7 @@ impl Daemon {
         let engine = Arc::new(HostEngine::new(engine_settings(&known, &config)));
         let world = World {
             engine: engine.clone(),
+            gateways: Arc::new(HostGateways::new(Path::new(network::RESOLV_CONF))),
             host: Arc::new(RealHost::new(&paths.state)),
             artifacts: None,
             seams: Seams::default(),
@@ -255,6 +259,7 @@ impl Daemon {
             store,
             operations: operations.clone(),
             engine: world.engine,
+            gateways: world.gateways,
             artifacts: world.artifacts.unwrap_or_else(|| Arc::new(shelf.clone())),
             host: world.host,
             settings: vm_settings(&paths, &config, defaults),

@@ -16,6 +16,7 @@ use crate::artifact::{
 };
 use crate::config::{Config, ConfigError};
 use crate::daemon::{engine_settings, host_defaults};
+use crate::network;
 use crate::paths::Paths;
 
 /// Every finding, in the order it is printed.
@@ -36,7 +37,7 @@ pub(crate) fn look(paths: &Paths) -> DoctorReport {
         engine(chosen.as_ref()),
         channel(chosen.as_ref()),
         agent(),
-        pass("network", ["every VM is without network in this version"]),
+        way_out(&usable),
         state(paths, &store),
         free_space(paths),
         reflink(paths),
@@ -150,6 +151,73 @@ fn agent() -> DoctorRow {
             found
         }
     }
+}
+
+/// How guests of VMs that name no mode get out.
+fn way_out(config: &Config) -> DoctorRow {
+    match config.network_mode.as_str() {
+        "none" => return pass("network", ["none, unless a VM asks for one"]),
+        "bridge" => {
+            return fail(
+                "network",
+                [
+                    "bridge is not in this version",
+                    "set network.mode to user or none",
+                ],
+            );
+        }
+        _ => {}
+    }
+    let gateway = match network::find_gateway() {
+        Ok(path) => path.display().to_string(),
+        Err(failure) => {
+            let mut found = fail("network", [&failure.sentence()]);
+            found.details.extend(failure.hint);
+            return found;
+        }
+    };
+    let mut found = pass(
+        "network",
+        [
+            "user: each guest goes out through a gateway of its own",
+            &gateway,
+        ],
+    );
+    let resolvers = network::resolvers_now();
+    if resolvers.is_empty() {
+        found.status = DoctorStatus::Warn;
+        found.details.push(format!(
+            "{} names no resolver, so guests cannot look names up",
+            network::RESOLV_CONF
+        ));
+    } else {
+        let names: Vec<String> = resolvers.iter().map(ToString::to_string).collect();
+        found
+            .details
+            .push(format!("resolvers {}", names.join(", ")));
+    }
+    if !may_ping() {
+        found.details.push(
+            "guests cannot ping beyond their gateway: this host lets this user's group send no \
+             echo requests (sysctl net.ipv4.ping_group_range)"
+                .to_owned(),
+        );
+    }
+    found
+}
+
+/// Whether the kernel gives this user's group sockets for echo requests.
+fn may_ping() -> bool {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").unwrap_or_default();
+    let mut ends = text.split_ascii_whitespace().map(str::parse::<u32>);
+    let (Some(Ok(first)), Some(Ok(last))) = (ends.next(), ends.next()) else {
+        return false;
+    };
+    let mut groups = rustix::process::getgroups().unwrap_or_default();
+    groups.push(rustix::process::getegid());
+    groups
+        .iter()
+        .any(|group| (first..=last).contains(&group.as_raw()))
 }
 
 /// What the database says, read without changing it.

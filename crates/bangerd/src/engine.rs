@@ -1,6 +1,7 @@
 //! The engines of this host as the daemon asks for them: `banger-engine` and
 //! the channel's host end joined, errors in the words of the API.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -163,5 +164,9 @@ impl Running for Attached {
             rss_bytes: usage.rss_bytes,
             vsz_bytes: usage.vsz_bytes,
         })
+    }
+
+    fn pidfd(&self) -> Option<OwnedFd> {
+        self.live.pidfd().ok()
     }
 }

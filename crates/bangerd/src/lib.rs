@@ -15,6 +15,7 @@ mod failure;
 mod guest;
 mod http;
 mod log;
+mod network;
 mod operation;
 mod paths;
 mod ports;

@@ -2,6 +2,8 @@
 //! double for the tests that cut the power.
 
 use std::fs::File;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +12,9 @@ use banger_engine::machine::{Abilities, End, Facts, Machine, Transport};
 use banger_model::{Holding, VmId};
 use banger_wire::agent::{Boot, Booted, Event, Exec, Health, Pong, Stop};
 use banger_wire::frames::Frame;
+use banger_wire::gateway::Counters;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::failure::Failure;
 
@@ -67,6 +71,63 @@ pub(crate) trait Running: Send + Sync {
 
     /// CPU time in microseconds, resident and virtual bytes; `None` when gone.
     fn usage(&self) -> Option<Usage>;
+
+    /// A descriptor of its process, for those who must not outlive it. `None`
+    /// of an engine that is no process.
+    fn pidfd(&self) -> Option<OwnedFd>;
+}
+
+/// Starts and finds gateways, the way out of guests in network mode `user`.
+#[async_trait]
+pub(crate) trait Gateways: Send + Sync {
+    /// Whether one can be started at all: `no_tool` where not.
+    fn usable(&self) -> Result<(), Failure>;
+
+    /// Starts one at this end of a line. Returns once the process runs.
+    async fn launch(
+        &self,
+        vm: &VmId,
+        run_dir: &Path,
+        line: Arc<OwnedFd>,
+    ) -> Result<Arc<dyn Gateway>, Failure>;
+
+    /// Takes over one that was launched before, by its facts or by what it
+    /// calls itself; `None` when there is none.
+    async fn attach(
+        &self,
+        vm: &VmId,
+        run_dir: &Path,
+        facts: Option<&str>,
+    ) -> Result<Option<Arc<dyn Gateway>>, Failure>;
+
+    /// Ends every gateway of this VM, known or not, and returns when none
+    /// lives. Nothing there counts as done.
+    async fn sweep(&self, vm: &VmId, facts: Option<&str>) -> Result<(), Failure>;
+
+    /// Whom the host asks for names, now and whenever that changes.
+    fn resolvers(&self) -> watch::Receiver<Vec<IpAddr>>;
+}
+
+/// A gateway that lives, or lived a moment ago.
+#[async_trait]
+pub(crate) trait Gateway: Send + Sync {
+    /// What finds it again: JSON, for the ledger.
+    fn facts(&self) -> String;
+
+    /// Tells it of the engine that it must not outlive. May be told again.
+    async fn watch_engine(&self, engine: &dyn Running) -> Result<(), Failure>;
+
+    /// Tells it whom to ask for names.
+    async fn set_resolvers(&self, addresses: Vec<IpAddr>) -> Result<(), Failure>;
+
+    /// Its end of the line, for a daemon that came back without it.
+    async fn line(&self) -> Result<Arc<OwnedFd>, Failure>;
+
+    /// What went through since it started, and what did not.
+    async fn counters(&self) -> Result<Counters, Failure>;
+
+    /// Returns when it has ended, with how it did, in words. Many may wait.
+    async fn ended(&self) -> String;
 }
 
 /// Use of a process.
@@ -141,7 +202,8 @@ pub(crate) trait Host: Send + Sync {
     fn cgroup(&self, vm: &VmId) -> Option<PathBuf>;
 
     /// Makes a holding, or keeps what an earlier try made; a disk that is too
-    /// short grows. [`Holding::Engine`] is not the host's.
+    /// short grows. [`Holding::Gateway`] and [`Holding::Engine`] are not the
+    /// host's.
     async fn take(&self, vm: &VmId, holding: Holding, want: &Want) -> Result<(), Failure>;
 
     /// Removes a holding. Already gone counts as done.
@@ -205,19 +267,21 @@ pub(crate) trait Artifacts: Send + Sync {
 
     /// The kernel of this name, else the image's own or the one it names, the
     /// configured, the newest local, or the default one, obtained where there
-    /// is none.
+    /// is none. `net` where the machine has a network card.
     async fn kernel(
         &self,
         name: Option<&str>,
         image: &BootImage,
+        net: bool,
         progress: &dyn Progress,
     ) -> Result<BootKernel, Failure>;
 
     /// An image by id, for a start; fails `in_use` when its file has changed.
     async fn image_for_start(&self, id: &str) -> Result<BootImage, Failure>;
 
-    /// A kernel by name, for a start.
-    async fn kernel_for_start(&self, name: &str) -> Result<BootKernel, Failure>;
+    /// A kernel by name, for a start; `net` where the machine has a network
+    /// card.
+    async fn kernel_for_start(&self, name: &str, net: bool) -> Result<BootKernel, Failure>;
 }
 
 /// Where stages, bytes and log lines of long work go.

@@ -71,9 +71,10 @@ impl Census {
 }
 
 /// Processes that mention the directory in their environment, arguments,
-/// executable or working directory; not this process.
+/// executable, working directory or standard output, or one of the VMs in
+/// their arguments; not this process.
 #[must_use]
-pub fn processes(dir: &Path) -> Vec<Process> {
+pub fn processes(dir: &Path, ids: &BTreeSet<String>) -> Vec<Process> {
     let needle = dir.to_string_lossy().into_owned();
     let me = std::process::id();
     let mut found = Vec::new();
@@ -101,10 +102,16 @@ pub fn processes(dir: &Path) -> Vec<Process> {
         let is_ours = command.contains(&needle)
             || environment.contains(&needle)
             || executable.starts_with(dir)
-            || link("cwd").starts_with(dir);
+            || link("cwd").starts_with(dir)
+            // All that tells of a gateway: its log, or where it forbids to be
+            // read, the VM that it names.
+            || link("fd/1").starts_with(dir)
+            || ids.iter().any(|id| command.contains(id.as_str()));
         if is_ours {
+            let word = command.split(' ').next().unwrap_or_default();
             let program = executable
                 .file_name()
+                .or(Path::new(word).file_name())
                 .map(|n| n.to_string_lossy().into_owned())
                 .unwrap_or_default();
             found.push(Process {

@@ -102,24 +102,27 @@ impl Root {
     }
 }
 
-/// The directory of the built programs: two above the test's own file, or
+/// Where cargo puts the programs of the profile that this one was built with:
+/// above a test's own file, beside that of a program.
+fn built() -> PathBuf {
+    let this = std::env::current_exe().expect("a process has a file");
+    let dir = this.parent().expect("a file has a directory");
+    let dir = match dir.file_name() {
+        Some(name) if name == "deps" => dir.parent().expect("target/debug/deps"),
+        _ => dir,
+    };
+    dir.to_owned()
+}
+
+/// The directory of the built programs: that of this build, or
 /// `BANGER_TEST_PROGRAMS`.
 ///
 /// # Panics
 /// When a program is not there.
 #[must_use]
 pub fn programs() -> PathBuf {
-    let dir = std::env::var_os("BANGER_TEST_PROGRAMS").map_or_else(
-        || {
-            let this = std::env::current_exe().expect("a process has a file");
-            this.ancestors()
-                .nth(2)
-                .expect("target/debug/deps/test")
-                .to_owned()
-        },
-        PathBuf::from,
-    );
-    for name in ["banger", "bangerd", "banger-agent"] {
+    let dir = std::env::var_os("BANGER_TEST_PROGRAMS").map_or_else(built, PathBuf::from);
+    for name in ["banger", "bangerd", "banger-agent", "banger-gateway"] {
         assert!(
             dir.join(name).is_file(),
             "no {name} in {}; 'make test' builds it",
@@ -135,9 +138,8 @@ pub fn programs() -> PathBuf {
 /// When it cannot be made.
 #[must_use]
 pub fn cache() -> PathBuf {
-    let this = std::env::current_exe().expect("a process has a file");
-    let target = this.ancestors().nth(3).expect("target/debug/deps/test");
-    let dir = target.join("e2e-cache");
+    let built = built();
+    let dir = built.with_file_name("e2e-cache");
     fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("cannot make {}: {e}", dir.display()));
     dir
 }
@@ -161,7 +163,7 @@ pub fn note_skip(test: &str, reason: &str) {
 
 /// The directory that the recipe makes; `make` fills an empty one where it is
 /// not there yet.
-fn cached(name: &str, recipe: &str, make: impl FnOnce(&Path)) -> PathBuf {
+pub(crate) fn cached(name: &str, recipe: &str, make: impl FnOnce(&Path)) -> PathBuf {
     let digest = Sha256::digest(recipe.as_bytes());
     let hash: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
     let at = cache().join(format!("{name}-{hash}"));
@@ -248,13 +250,47 @@ pub fn root(root: Root) -> PathBuf {
         }),
         Root::Openrc => cached("openrc", &OPENRC.join(" "), openrc_root),
         Root::Bookworm => cached("bookworm", &suite_recipe("bookworm"), |dir| {
-            suite_root(dir, "bookworm")
+            suite_root(dir, "bookworm", &[]);
         }),
         Root::Trixie => cached("trixie", &suite_recipe("trixie"), |dir| {
-            suite_root(dir, "trixie")
+            suite_root(dir, "trixie", &[]);
         }),
     };
     dir.join("rootfs.ext4")
+}
+
+/// The program that the network tests run at both ends of a connection: a
+/// static one, which a guest without any library runs.
+///
+/// # Panics
+/// When it cannot be compiled.
+#[must_use]
+pub fn probe() -> PathBuf {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bin/probe");
+    let mut files: Vec<_> = fs::read_dir(&sources)
+        .expect("the sources are there")
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    files.sort();
+    let text = |file| fs::read_to_string(file).unwrap_or_default();
+    let recipe: String = files.iter().map(text).collect();
+    // Its one program must be static; procedural macros cannot be, so that a
+    // flag of all of cargo's crates would not do.
+    let flags = [
+        "--edition=2024",
+        "-Copt-level=2",
+        "-Cstrip=symbols",
+        "-Ctarget-feature=+crt-static",
+        "-o",
+        "probe",
+    ];
+    let dir = cached("probe", &format!("{flags:?} {recipe}"), |dir| {
+        let main = sources.join("main.rs");
+        let line = flags.iter().map(AsRef::as_ref).chain([main.as_os_str()]);
+        let _ = Call::new("rustc", line).within(dir).run().ok();
+    });
+    dir.join("probe")
 }
 
 const BARE: &str = "busybox 1";
@@ -377,10 +413,15 @@ fn suite_recipe(suite: &str) -> String {
     )
 }
 
-fn suite_root(dir: &Path, suite: &str) {
+fn suite_root(dir: &Path, suite: &str, packages: &[&str]) {
     let house = House::new();
+    let packages = packages.iter().flat_map(|package| ["--package", package]);
     let build = house
-        .call(["image", "build", "built", "--suite", suite])
+        .call(
+            ["image", "build", "built", "--suite", suite]
+                .into_iter()
+                .chain(packages),
+        )
         .limit(Duration::from_secs(900))
         .run()
         .ok();
@@ -405,3 +446,44 @@ fn suite_root(dir: &Path, suite: &str) {
     .run()
     .ok();
 }
+
+/// Debian 12 whose own network manager asks for an address on every card, and
+/// has the device manager without which it would wait for ever: as after
+/// `systemctl enable systemd-networkd`.
+///
+/// # Panics
+/// When it cannot be made.
+#[must_use]
+pub fn networkd_root() -> PathBuf {
+    let changes = [NETWORKD, WANTS_ONLINE, NETWORKD_UNITS].concat();
+    let recipe = format!("{} udev {changes}", suite_recipe("bookworm"));
+    let dir = cached("networkd", &recipe, |dir| {
+        suite_root(dir, "bookworm", &["udev"]);
+        fs::write(dir.join("all.network"), NETWORKD).expect("an own directory");
+        fs::write(dir.join("wants-online.service"), WANTS_ONLINE).expect("an own directory");
+        let _ = Call::new("debugfs", ["-w", "-f", "-", "rootfs.ext4"])
+            .within(dir)
+            .input(NETWORKD_UNITS)
+            .run()
+            .ok();
+    });
+    dir.join("rootfs.ext4")
+}
+
+const NETWORKD: &str = "[Match]\nName=*\n[Network]\nDHCP=yes\n";
+/// Somebody for whom the boot waits until the network is there.
+const WANTS_ONLINE: &str = "[Unit]\nWants=network-online.target\nAfter=network-online.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n";
+// `write` takes a name in the present directory only.
+const NETWORKD_UNITS: &str = "\
+cd /etc/systemd/network
+write all.network 00-all.network
+cd /etc/systemd/system
+symlink multi-user.target.wants/systemd-networkd.service /lib/systemd/system/systemd-networkd.service
+symlink dbus-org.freedesktop.network1.service /lib/systemd/system/systemd-networkd.service
+mkdir sockets.target.wants
+symlink sockets.target.wants/systemd-networkd.socket /lib/systemd/system/systemd-networkd.socket
+mkdir network-online.target.wants
+symlink network-online.target.wants/systemd-networkd-wait-online.service /lib/systemd/system/systemd-networkd-wait-online.service
+symlink multi-user.target.wants/wants-online.service /etc/systemd/system/wants-online.service
+write wants-online.service wants-online.service
+";

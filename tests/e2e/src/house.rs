@@ -307,6 +307,23 @@ impl House {
         })
     }
 
+    /// A file where who lives here may read it.
+    fn lend(&self, file: PathBuf) -> PathBuf {
+        if self.inhabitant.is_none() {
+            return file;
+        }
+        let name = file.file_name().expect("a file has a name");
+        let copy = self.dir().join("home").join(name);
+        let words = [
+            "--sparse=always".as_ref(),
+            file.as_os_str(),
+            copy.as_os_str(),
+        ];
+        let _ = Call::new("cp", words).run().ok();
+        self.give(&copy);
+        copy
+    }
+
     /// Makes a kernel known here, and returns its name.
     ///
     /// # Panics
@@ -316,7 +333,7 @@ impl House {
     pub fn kernel(&self, kernel: Kernel) -> String {
         let name = kernel.name();
         if self.call(["kernel", "show", name]).run().code != 0 {
-            let deb = fixture::kernel_deb(kernel);
+            let deb = self.lend(fixture::kernel_deb(kernel));
             self.call([
                 "kernel".as_ref(),
                 "import".as_ref(),
@@ -339,7 +356,7 @@ impl House {
     pub fn image(&self, root: Root) -> String {
         let name = root.name();
         if self.call(["image", "show", name]).run().code != 0 {
-            let file = fixture::root(root);
+            let file = self.lend(fixture::root(root));
             self.call([
                 "image".as_ref(),
                 "register".as_ref(),
@@ -440,10 +457,22 @@ impl House {
             .collect()
     }
 
+    /// All gateways.
+    #[must_use]
+    pub fn gateways(&self) -> Vec<Process> {
+        self.ids
+            .borrow_mut()
+            .extend(census::vm_ids(&self.database()));
+        self.processes()
+            .into_iter()
+            .filter(|p| p.program == "banger-gateway")
+            .collect()
+    }
+
     /// All processes of this house.
     #[must_use]
     pub fn processes(&self) -> Vec<Process> {
-        census::processes(self.dir())
+        census::processes(self.dir(), &self.ids.borrow())
     }
 
     /// What exists because of this house now.

@@ -19,6 +19,7 @@ pub mod run;
 pub mod terminal;
 pub mod user;
 pub mod wait;
+pub mod world;
 
 pub use census::Census;
 pub use done::Done;
@@ -27,6 +28,7 @@ pub use house::House;
 pub use run::{Call, Live};
 pub use terminal::Terminal;
 pub use user::User;
+pub use world::World;
 
 /// Ends a test that cannot run here, saying why. The reason also goes to
 /// `target/e2e-cache/skipped.txt`, since test runners hide the output of

@@ -89,7 +89,7 @@ impl User {
     pub fn programs(&self, from: &Path) -> PathBuf {
         let bin = self.home.join("bin");
         std::fs::create_dir_all(&bin).expect("root may write to a home");
-        for name in ["banger", "bangerd", "banger-agent"] {
+        for name in ["banger", "bangerd", "banger-agent", "banger-gateway"] {
             std::fs::copy(from.join(name), bin.join(name))
                 .unwrap_or_else(|e| panic!("cannot copy {name}: {e}"));
         }

@@ -21,7 +21,7 @@ const KEPT: [&str; 4] = [
     "start.assembled",
     "start.ready",
 ];
-const RUN_HOLDINGS: [&str; 3] = ["run", "cgroup", "engine"];
+const RUN_HOLDINGS: [&str; 4] = ["run", "cgroup", "gateway", "engine"];
 
 /// Seams of the programs under test; `None` where they were built without.
 fn seams() -> Option<Vec<String>> {
@@ -447,7 +447,7 @@ fn without_the_intent_of_any_holding_something_is_left() {
         .filter(|s| s.starts_with("start.") && s.ends_with(".taken"))
         .filter_map(|s| holding_of(s))
         .collect();
-    assert!(holdings.len() >= 6, "{holdings:?}");
+    assert!(holdings.len() >= 7, "{holdings:?}");
     let mut unseen = Vec::new();
     for holding in holdings {
         let house = House::with(Root::Bare, Kernel::Old);
@@ -481,10 +481,12 @@ fn without_the_intent_of_any_holding_something_is_left() {
 
 /// Removes by hand what banger could not know of; the rest it removes itself.
 fn clean(house: &House, known: &Census) {
-    for engine in house.engines() {
-        house::kill(engine.pid);
+    for process in house.engines().into_iter().chain(house.gateways()) {
+        house::kill(process.pid);
     }
-    wait::until_true("the engines are gone", SOON, || house.engines().is_empty());
+    wait::until_true("engines and gateways are gone", SOON, || {
+        house.engines().is_empty() && house.gateways().is_empty()
+    });
     for vm in std::fs::read_dir(house.state().join("vms"))
         .into_iter()
         .flatten()

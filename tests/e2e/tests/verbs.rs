@@ -50,8 +50,8 @@ fn shown_and_listed(house: &House) {
     assert_eq!(vm["runtime"]["engine"], "qemu");
     assert_eq!(vm["spec"]["memory_mib"], 256);
     assert_eq!(vm["spec"]["vcpu_count"], 1);
-    assert_eq!(vm["spec"]["network_mode"], "none");
-    assert_eq!(vm["spec"]["nat_enabled"], false);
+    assert_eq!(vm["spec"]["network_mode"], "user");
+    assert_eq!(vm["spec"]["nat_enabled"], true);
     assert_eq!(vm["spec"]["kernel_name"], "k6.1");
     assert_eq!(vm["spec"]["work_disk_size_bytes"], 512 << 20);
     assert_eq!(vm["runtime"]["guest_ip"], "");
@@ -250,7 +250,11 @@ fn logs_and_stats(house: &House) {
             .is_some_and(|n| n > 0),
         "{stats}"
     );
-    assert!(!house.banger("stats box").ok().out().is_empty());
+    assert!(
+        stats["metrics_raw"]["network"]["bytes_out"].is_u64(),
+        "{stats}"
+    );
+    assert!(house.banger("stats box").ok().out().contains("REFUSED"));
 }
 
 fn renaming(house: &House) {

@@ -1,13 +1,16 @@
 //! The few files that a boot writes into the root. Whatever a person may have
-//! put into them stays; ours is one marked line.
+//! put into them stays; ours is one marked line. What is only for this run is
+//! under `/run`.
 
 use std::io;
 
-use banger_wire::agent::Boot;
+use banger_wire::agent::{Boot, Init as Kind};
 use rustix::fs::{AtFlags, unlinkat};
 
-use super::Warnings;
 use super::root::Root;
+use super::rtnetlink::Link;
+use super::{Warnings, managers};
+use crate::init::Found;
 
 /// Largest file of the image that is read to be changed, bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -38,8 +41,15 @@ pub(crate) const MASKS: [&str; 17] = [
 ];
 
 /// Writes them; `/run` of the root is our own tmpfs.
-pub(super) fn write(root: &Root, request: &Boot, warnings: &mut Warnings) {
+pub(super) fn write(
+    root: &Root,
+    request: &Boot,
+    init: Option<&Found>,
+    link: Option<&Link>,
+    warnings: &mut Warnings,
+) {
     let name = &request.hostname;
+    let init = init.map(|found| found.kind);
     warnings.note(
         "/etc/hostname",
         root.write("etc/hostname", format!("{name}\n").as_bytes()),
@@ -66,8 +76,12 @@ pub(super) fn write(root: &Root, request: &Boot, warnings: &mut Warnings) {
         "/run/tmpfiles.d/tmp.conf",
         root.write("run/tmpfiles.d/tmp.conf", TMPFILES.as_bytes()),
     );
-    if request.trim_systemd {
+    // Elsewhere the directory of units would be taken for a sign of systemd.
+    if request.trim_systemd && init == Some(Kind::Systemd) {
         warnings.note("masks", mask(root));
+    }
+    if let Some(link) = link {
+        managers::tell(root, init, link, &request.nameservers, warnings);
     }
     if let Some(directory) = &request.image_cwd {
         warnings.note(directory, root.make_dirs(directory, 0o755));
@@ -116,7 +130,7 @@ fn hosts(before: &str, name: &str) -> String {
     text + &ours
 }
 
-fn resolv_conf(nameservers: &[String]) -> String {
+pub(super) fn resolv_conf(nameservers: &[String]) -> String {
     nameservers
         .iter()
         .map(|address| format!("nameserver {address}\n"))

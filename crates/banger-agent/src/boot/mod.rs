@@ -1,8 +1,9 @@
 //! `/boot`: from block devices to a root in which commands run.
 //!
 //! ```text
-//! identity (clock, seed, hostname) ─► disks mounted and grown ─► overlay
-//!   ─► work disk, modules, data directories bound ─► files ─► init
+//!                 ┌► overlay disk ─► root, data directories ────────┐
+//! clock ─► image ─┼► modules, work disk                             ├► bound ─┬► files ┬► init
+//!                 └► seed, hostname, links, groups, network card ───┘         └► space ┘
 //! ```
 //!
 //! Only what a command cannot do without fails the boot; the rest is a warning.
@@ -11,16 +12,24 @@ pub(crate) mod copy;
 pub(crate) mod disks;
 pub(crate) mod files;
 pub(crate) mod identity;
+mod managers;
 pub(crate) mod mounts;
+mod network;
 pub(crate) mod root;
+mod rtnetlink;
 
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use banger_wire::agent::{Boot, Booted};
 
 use crate::agent::{Agent, Guest};
-use crate::init::{self, InitError};
+use crate::early;
+use crate::init::{self, Found, InitError};
+use disks::Devices;
+use network::NetworkError;
+use rtnetlink::Link;
 
 /// When each step ended, milliseconds since the kernel started.
 static STAGES: Mutex<Vec<(String, u64)>> = Mutex::new(Vec::new());
@@ -34,7 +43,7 @@ pub(crate) fn stage(name: &str, at_ms: u64) {
 }
 
 fn stage_now(name: &str) {
-    stage(name, crate::early::uptime_ms());
+    stage(name, early::uptime_ms());
 }
 
 /// Why the machine has no root.
@@ -59,6 +68,9 @@ pub(crate) enum BootError {
     /// The image has something else where a directory must be.
     #[error("the image's /{0} cannot be a directory")]
     NotDirectory(&'static str, #[source] io::Error),
+    /// The network that was asked for is not there.
+    #[error("cannot set the network up")]
+    Network(#[from] NetworkError),
     /// The init did not start.
     #[error("cannot start the init")]
     Init(#[from] InitError),
@@ -82,6 +94,10 @@ impl Warnings {
             .map_err(|error| self.0.push(format!("{what}: {}", crate::chain(&error))))
             .ok()
     }
+
+    fn take(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
 }
 
 /// Boots the machine.
@@ -89,19 +105,17 @@ pub(crate) async fn run(agent: &Arc<Agent>, request: Boot) -> Result<Booted, Boo
     stage_now("asked");
     let (request, started, mut warnings) = tokio::task::spawn_blocking(move || {
         let mut warnings = Warnings::default();
-        let root = assemble(&request, &mut warnings)?;
-        stage_now("root");
-        let started = std::thread::scope(|scope| {
+        let (root, found, link) = assemble(&request, &mut warnings)?;
+        let found = found.as_ref();
+        let started = thread::scope(|scope| {
             // Read by the init and by commands, which both run later.
             let files = scope.spawn(|| {
                 let mut warnings = Warnings::default();
-                files::write(&root, &request, &mut warnings);
+                files::write(&root, &request, found, link.as_ref(), &mut warnings);
                 warnings
             });
-            let started = init::start(&request, &root);
-            warnings
-                .0
-                .extend(files.join().map_err(|_| BootError::Aborted)?.0);
+            let started = init::start(&request, &root, found);
+            warnings.take(files.join().map_err(|_| BootError::Aborted)?);
             Ok::<_, BootError>(started?)
         })?;
         Ok::<_, BootError>((request, started, warnings))
@@ -127,32 +141,62 @@ pub(crate) async fn run(agent: &Arc<Agent>, request: Boot) -> Result<Booted, Boo
 
 /// Everything before the init: the root stands at [`mounts::ROOT`]. What the
 /// root does not rest on is made beside it, on another processor.
-fn assemble(request: &Boot, warnings: &mut Warnings) -> Result<root::Root, BootError> {
+fn assemble(
+    request: &Boot,
+    warnings: &mut Warnings,
+) -> Result<(root::Root, Option<Found>, Option<Link>), BootError> {
+    // First of all: what is made from here on has a time.
     warnings.note("clock", identity::set_clock(request.clock_unix_ns));
     let devices = disks::find(&request.disks)?;
     mounts::mount_base(&devices)?;
     stage_now("image");
-    let aside = || {
-        let mut warnings = Warnings::default();
-        identity::take(request, &mut warnings);
-        init::make_groups();
-        let modules = mounts::mount_modules(&devices, &mut warnings);
-        mounts::mount_work(&devices, request.fill_work, &mut warnings)?;
-        Ok::<_, BootError>((modules, warnings))
-    };
-    let (root, (modules, noted)) = std::thread::scope(|scope| {
-        let aside = scope.spawn(aside);
-        mounts::mount_overlay(&devices, warnings)?;
-        let root = mounts::mount_root()?;
-        mounts::bind_data(&root, warnings);
-        let aside = aside.join().map_err(|_| BootError::Aborted)??;
-        Ok::<_, BootError>((root, aside))
-    })?;
-    warnings.0.extend(noted.0);
+    let (root, home, ready) = thread::scope(|scope| {
+        let ready = scope.spawn(|| ready_machine(request));
+        let home = scope.spawn(|| mount_home(&devices, request.fill_work));
+        let root = assemble_root(&devices, warnings);
+        (root, home.join(), ready.join())
+    });
+    let root = root?;
+    let (modules, more) = home.map_err(|_| BootError::Aborted)??;
+    warnings.take(more);
     stage_now("disks");
     mounts::bind_work(&root)?;
     if modules {
         mounts::bind_modules(&root, warnings);
     }
+    let (link, more) = ready.map_err(|_| BootError::Aborted)?;
+    warnings.take(more);
+    let link = link?;
+    if link.is_some() {
+        stage_now("network");
+    }
+    let found = init::find(&root);
+    stage_now("root");
+    Ok((root, found, link))
+}
+
+fn assemble_root(devices: &Devices, warnings: &mut Warnings) -> Result<root::Root, BootError> {
+    mounts::mount_overlay(devices, warnings)?;
+    let root = mounts::mount_root()?;
+    mounts::bind_data(&root, warnings);
     Ok(root)
+}
+
+/// Mounts the drives that the root's own tree does not need; whether there
+/// are modules.
+fn mount_home(devices: &Devices, fill: bool) -> Result<(bool, Warnings), BootError> {
+    let mut warnings = Warnings::default();
+    let modules = mounts::mount_modules(devices, &mut warnings);
+    mounts::mount_work(devices, fill, &mut warnings)?;
+    Ok((modules, warnings))
+}
+
+/// What a guest has beside its root; gives the network card, if it has one.
+fn ready_machine(request: &Boot) -> (Result<Option<Link>, NetworkError>, Warnings) {
+    let mut warnings = Warnings::default();
+    identity::take(request, &mut warnings);
+    init::make_groups();
+    let link = request.network.as_ref().map(network::bring_up).transpose();
+    early::forget_modules();
+    (link, warnings)
 }

@@ -30,6 +30,7 @@ use crate::console::say;
 use crate::edge::watched;
 use crate::exec::spawner::Spawner;
 
+pub(crate) use kind::{Found, find};
 pub(crate) use namespace::{EXEC_GROUP, make_groups, start};
 
 /// How long the init waits for a command that was announced.

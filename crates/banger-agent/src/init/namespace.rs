@@ -14,7 +14,7 @@ use flags::{BIND, MOVE, NODEV, NOEXEC, NOSUID, PRIVATE, REC, SHARED};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::{Mode, OFlags};
 
-use super::{InitError, Started, kind, stub};
+use super::{Found, InitError, Started, kind, stub};
 use crate::boot::mounts;
 use crate::boot::root::Root;
 use crate::console::say;
@@ -44,27 +44,28 @@ mod flags {
 
 /// Makes the namespace and leaves its first process at the gate. Blocks for
 /// some milliseconds.
-pub(crate) fn start(request: &Boot, root: &Root) -> Result<Started, InitError> {
-    let found = kind::find(root);
-    let kind = found.as_ref().map_or(Kind::Stub, |found| found.kind);
+pub(crate) fn start(
+    request: &Boot,
+    root: &Root,
+    found: Option<&Found>,
+) -> Result<Started, InitError> {
+    let kind = found.map_or(Kind::Stub, |found| found.kind);
     let notify = SocketAddr::from_abstract_name(NOTIFY)
         .and_then(|name| UnixDatagram::bind_addr(&name))
         .map_err(|error| InitError::Prepare("the notification socket", error))?;
 
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let name = found
-        .as_ref()
-        .map_or(stub::NAME, |found| found.path.as_str());
+    let name = found.map_or(stub::NAME, |found| found.path.as_str());
     let arguments = kind::arguments(kind, request.machine_id.as_deref(), &command_line);
     let argv = c_strings([name.to_owned()].into_iter().chain(arguments));
     let version = (kind == Kind::Systemd)
         .then(|| kind::systemd_version(root))
         .flatten();
     let env = c_strings(kind::environment(kind, version, NOTIFY));
-    let paths = c_strings(found.iter().map(|found| found.path.clone()));
+    let paths = c_strings(found.map(|found| found.path.clone()));
     let own_file = File::open("/proc/self/exe")
         .map_err(|error| InitError::Prepare("the agent's own file", error))?;
-    let program = match &found {
+    let program = match found {
         Some(_) => Program::Paths(&paths),
         None => Program::File(own_file.as_fd()),
     };
@@ -235,8 +236,9 @@ fn wait_until_standing(
     })
 }
 
-/// The agent's control group and the parent of those of commands. Without
-/// them everything runs, in the root group.
+/// Makes the agent's control group and the parent of those of commands, and
+/// the directories of the node file system that both sides share. Without the
+/// groups everything runs, in the root group.
 pub(crate) fn make_groups() {
     for path in [AGENT_GROUP, EXEC_GROUP] {
         if let Err(error) = fs::create_dir_all(path) {

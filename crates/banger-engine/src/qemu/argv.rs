@@ -6,13 +6,15 @@ use std::path::Path;
 
 use banger_wire::agent::PORT_NAME;
 
-use crate::machine::{Acceleration, Machine, Transport};
+use crate::machine::{Acceleration, Machine, Nic, Transport};
 
 /// Descriptor of the channel's listening socket in the engine.
 pub(crate) const CHANNEL_FD: u32 = 3;
 /// Descriptor of the control socket.
 pub(crate) const CONTROL_FD: u32 = 4;
 // 5 is the lock, which QEMU does not know of.
+/// Descriptor of the network card's line, where there is one.
+pub(crate) const LINE_FD: u32 = 6;
 
 /// Option whose value names the VM, for finding a lost engine.
 pub(crate) const NAME_OPTION: &str = "-name";
@@ -131,7 +133,28 @@ pub(crate) fn arguments(
         "-device",
         format!("virtserialport,chardev=channel,name={PORT_NAME}"),
     );
+    if let Some(nic) = &machine.nic {
+        line.pair(
+            "-netdev",
+            format!("dgram,id=n0,local.type=fd,local.str={LINE_FD}"),
+        );
+        line.pair("-device", card(nic, machine.transport, &device("net")));
+    }
     line.0
+}
+
+fn card(nic: &Nic, transport: Transport, device: &str) -> String {
+    let mac: Vec<String> = nic.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut card = format!(
+        "{device},netdev=n0,mac={},host_mtu={}",
+        mac.join(":"),
+        nic.mtu
+    );
+    if transport == Transport::Pci {
+        // Nothing boots from it, and its boot ROM comes in a package of its own.
+        card.push_str(",romfile=");
+    }
+    card
 }
 
 /// The guest kernel's arguments: first those that this engine needs.
@@ -187,6 +210,8 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::machine::Drive;
 
@@ -210,6 +235,7 @@ mod tests {
                 drive("work", false),
                 drive("modules", true),
             ],
+            nic: None,
             run_dir: "/vms/v/run".into(),
             console: "/vms/v/console.log".into(),
             cgroup: None,
@@ -247,6 +273,33 @@ mod tests {
             Acceleration::Kvm,
             Some(2_596_146)
         ));
+    }
+
+    #[test]
+    fn a_network_card_is_on_the_machines_transport_and_absent_without_a_line() {
+        let (line, _) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let nic = Nic {
+            line: Arc::new(line.into()),
+            mac: [0x52, 0x54, 0x00, 0x01, 0x23, 0x0a],
+            mtu: 65_520,
+        };
+        for (transport, card) in [
+            (
+                Transport::Mmio,
+                "virtio-net-device,netdev=n0,mac=52:54:00:01:23:0a,host_mtu=65520",
+            ),
+            (
+                Transport::Pci,
+                "virtio-net-pci,netdev=n0,mac=52:54:00:01:23:0a,host_mtu=65520,romfile=",
+            ),
+        ] {
+            let mut machine = machine(transport);
+            assert!(!shown(&machine, Acceleration::Tcg, None).contains("netdev"));
+            machine.nic = Some(nic.clone());
+            let line = shown(&machine, Acceleration::Tcg, None);
+            let end = format!("\n-netdev dgram,id=n0,local.type=fd,local.str=6\n-device {card}");
+            assert!(line.ends_with(&end), "{line}");
+        }
     }
 
     #[test]

@@ -87,6 +87,9 @@ pub(crate) fn start(
         .into_iter()
         .chain(words.iter().map(AsRef::as_ref))
         .map(c_string);
+    // In the order of the numbers that the command line names.
+    let mut keep = vec![channel.as_fd(), control.as_fd(), lock.as_fd()];
+    keep.extend(machine.nic.as_ref().map(|nic| nic.line.as_fd()));
     let spawn = Spawn {
         program: c_string(choice.program.as_os_str())?,
         arguments: arguments.collect::<Result<_, _>>()?,
@@ -94,8 +97,7 @@ pub(crate) fn start(
         directory: c_string(run_dir.as_os_str())?,
         input: nothing.as_fd(),
         output: log.as_fd(),
-        // In the order of the numbers that the command line names.
-        keep: vec![channel.as_fd(), control.as_fd(), lock.as_fd()],
+        keep,
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
         ruleset: ruleset.as_ref().map(AsFd::as_fd),
         powerless: rustix::process::geteuid().is_root(),

@@ -144,6 +144,7 @@ mod tests {
             transport: Transport::Mmio,
             arguments: Vec::new(),
             drives: vec![drive("image", true), drive("disk", false)],
+            nic: None,
             run_dir: root.join("run"),
             console: root.join("console"),
             cgroup: None,

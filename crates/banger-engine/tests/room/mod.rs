@@ -84,6 +84,7 @@ pub(crate) fn plain_machine(root: &Path) -> Machine {
             drive("root", "root.img", true),
             drive("work", "work,1.img", false),
         ],
+        nic: None,
         console: root.join("console.log"),
         run_dir: root.join("run"),
         cgroup: None,

@@ -36,13 +36,13 @@ pub(crate) struct MachineFlags {
     /// Size of the disk for changes of the root filesystem
     #[arg(long, value_name = "SIZE", value_parser = parse_disk)]
     system_overlay_size: Option<String>,
-    /// Let the guest reach the outside
+    /// Let the guest reach the outside (user always does)
     #[arg(long, conflicts_with = "no_nat")]
     nat: bool,
-    /// Keep the guest from the outside
+    /// Keep the guest from the outside (none always does)
     #[arg(long)]
     no_nat: bool,
-    /// Networking mode
+    /// Way out of the guest [default: that of the config, else user]
     #[arg(long, value_name = "MODE", value_parser = ["auto", "user", "bridge", "none"])]
     network: Option<String>,
     /// Engine that runs it

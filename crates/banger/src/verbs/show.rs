@@ -63,6 +63,7 @@ fn text(vm: &VmRecord) -> String {
         ("disk", exact(vm.spec.work_disk_size_bytes)),
         ("system overlay", exact(vm.spec.system_overlay_size_bytes)),
         ("network", vm.spec.network_mode.clone()),
+        ("network error", or_empty(&run.network_error)),
         (
             "nat",
             if vm.spec.nat_enabled { "yes" } else { "no" }.to_owned(),

@@ -58,6 +58,7 @@ impl Boots {
         &self,
         kernel_dir: &Path,
         transport: Transport,
+        net: bool,
     ) -> Result<Made, Failure> {
         let set = BootSet {
             transport: match transport {
@@ -65,7 +66,7 @@ impl Boots {
                 Transport::Pci => initramfs::Transport::Pci,
             },
             channel: Channel::Serial,
-            net: false,
+            net,
         };
         let agent = find_agent()?;
         let cannot = |error: io::Error| {

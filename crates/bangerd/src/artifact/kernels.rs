@@ -135,7 +135,11 @@ impl Shelf {
             .max_by(|left, right| newer(left.version(), right.version())))
     }
 
-    pub(super) async fn boot_kernel(&self, record: KernelRecord) -> Result<BootKernel, Failure> {
+    pub(super) async fn boot_kernel(
+        &self,
+        record: KernelRecord,
+        net: bool,
+    ) -> Result<BootKernel, Failure> {
         let name = &record.entry.name;
         let parts = Parts {
             dir: self.0.kernels_dir.join(name),
@@ -145,7 +149,7 @@ impl Shelf {
             hint: format!("banger kernel rm {name}, then pull or import it again"),
             name: Some(name.clone()),
         };
-        self.boot_parts(parts).await
+        self.boot_parts(parts, net).await
     }
 
     /// The kernel that an image brought.
@@ -153,6 +157,7 @@ impl Shelf {
         &self,
         image: &str,
         own: &OwnKernel,
+        net: bool,
     ) -> Result<BootKernel, Failure> {
         let parts = Parts {
             vmlinux: own.dir.join("vmlinux"),
@@ -162,17 +167,17 @@ impl Shelf {
             dir: own.dir.clone(),
             name: None,
         };
-        self.boot_parts(parts).await
+        self.boot_parts(parts, net).await
     }
 
-    async fn boot_parts(&self, parts: Parts) -> Result<BootKernel, Failure> {
+    async fn boot_parts(&self, parts: Parts, net: bool) -> Result<BootKernel, Failure> {
         let shelf = self.clone();
         let (kernel, fresh) = blocking(move || {
             if !parts.vmlinux.is_file() {
                 let what = format!("{} is gone", parts.vmlinux.display());
                 return Err(Failure::new(Code::NotFound, what).hint(parts.hint));
             }
-            let made = shelf.0.boots.initramfs(&parts.dir, parts.transport)?;
+            let made = shelf.0.boots.initramfs(&parts.dir, parts.transport, net)?;
             let kernel = BootKernel {
                 name: parts.name,
                 vmlinux: parts.vmlinux,

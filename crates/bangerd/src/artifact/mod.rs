@@ -203,10 +203,11 @@ impl Artifacts for Shelf {
         &self,
         name: Option<&str>,
         image: &BootImage,
+        net: bool,
         progress: &dyn Progress,
     ) -> Result<BootKernel, Failure> {
         if let (None, Some(own)) = (name, &image.own_kernel) {
-            return self.boot_own(&image.name, own).await;
+            return self.boot_own(&image.name, own, net).await;
         }
         let record = match name
             .or(image.kernel_name.as_deref())
@@ -224,16 +225,16 @@ impl Artifacts for Shelf {
                 }
             },
         };
-        self.boot_kernel(record).await
+        self.boot_kernel(record, net).await
     }
 
     async fn image_for_start(&self, id: &str) -> Result<BootImage, Failure> {
         images::boot_image(&self.find_image(id).await?)
     }
 
-    async fn kernel_for_start(&self, name: &str) -> Result<BootKernel, Failure> {
+    async fn kernel_for_start(&self, name: &str, net: bool) -> Result<BootKernel, Failure> {
         let record = self.find_kernel(name).await?;
-        self.boot_kernel(record).await
+        self.boot_kernel(record, net).await
     }
 }
 

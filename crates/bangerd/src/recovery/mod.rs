@@ -101,6 +101,9 @@ async fn recover_vm(house: Arc<House>, mut vm: Vm, held: Vec<Entry>, ops: Vec<Op
         None => None,
     };
     if let Some(run) = alive {
+        if let Some(gateway) = held.iter().find(|entry| entry.holding == Holding::Gateway) {
+            house.find_way(&vm.id, gateway.facts.clone());
+        }
         adopt(&house, vm, run, ops).await;
         return;
     }

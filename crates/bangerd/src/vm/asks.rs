@@ -249,12 +249,7 @@ impl Supervisor {
                 self.vm.spec.system_overlay_size_bytes,
             )?;
         }
-        if params.nat_enabled == Some(true) && changed.spec.network_mode == "none" {
-            return Err(Failure::new(
-                Code::Unsupported,
-                format!("{:?} has no network, so no NAT", self.vm.name),
-            ));
-        }
+        changed.spec.nat_enabled = checks::nat(&changed.spec.network_mode, params.nat_enabled)?;
         if let Some(name) = &params.name {
             changed.name = VmName::parse(name)
                 .map_err(checks::bad_name)?

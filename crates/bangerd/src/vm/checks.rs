@@ -6,6 +6,7 @@ use banger_model::size::{Size, print};
 use banger_store::StoreError;
 
 use crate::failure::Failure;
+use crate::network;
 use crate::ports::Host;
 
 /// Smallest disk of a VM, bytes.
@@ -87,16 +88,35 @@ pub(super) fn space(host: &dyn Host, state_dir: &std::path::Path) -> Result<(), 
 /// The mode of a new VM's network, of those that this build has.
 pub(super) fn network(mode: &str) -> Result<String, Failure> {
     match mode {
-        "auto" | "none" => Ok("none".to_owned()),
-        "user" | "bridge" => Err(Failure::new(
+        "auto" | "user" => Ok("user".to_owned()),
+        "none" => Ok("none".to_owned()),
+        "bridge" => Err(Failure::new(
             Code::Unsupported,
             format!("network mode {mode} is not there yet"),
         )
-        .hint("--network none")),
+        .hint("--network user")),
         _ => Err(
             Failure::new(Code::BadRequest, format!("no network mode {mode:?}"))
-                .hint("--network none"),
+                .hint("--network user or none"),
         ),
+    }
+}
+
+/// Whether the guest has a way out, which neither mode leaves a choice about.
+pub(super) fn nat(mode: &str, wanted: Option<bool>) -> Result<bool, Failure> {
+    let has = network::has_gateway(mode);
+    match wanted {
+        Some(true) if !has => Err(Failure::new(
+            Code::Unsupported,
+            format!("network mode {mode} has no way out, so no NAT"),
+        )
+        .hint("--network user")),
+        Some(false) if has => Err(Failure::new(
+            Code::BadRequest,
+            format!("network mode {mode} always has a way out"),
+        )
+        .hint("--network none")),
+        Some(_) | None => Ok(has),
     }
 }
 

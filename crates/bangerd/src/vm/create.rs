@@ -13,6 +13,7 @@ use super::supervisor::Start;
 use super::waiters::{Waiter, Want};
 use super::{Vms, checks};
 use crate::failure::Failure;
+use crate::network;
 use crate::operation::{Subject, now};
 
 /// Tries to find two words that no VM is named yet.
@@ -24,7 +25,8 @@ impl Vms {
     ///
     /// # Errors
     /// `bad_name bad_size bad_request unsupported not_found ambiguous
-    /// already_exists no_space no_memory no_engine`; nothing was made then.
+    /// already_exists no_space no_memory no_engine no_tool`; nothing was made
+    /// then.
     pub(crate) async fn create(
         &self,
         params: VmCreateParams,
@@ -46,6 +48,9 @@ impl Vms {
             .known(params.image_name.as_deref(), params.kernel_name.as_deref())
             .await?;
         house.engine.usable(&spec.engine).await?;
+        if network::has_gateway(&spec.network_mode) {
+            house.gateways.usable()?;
+        }
         checks::space(&*house.host, &house.settings.state_dir)?;
         let mut tries = 0;
         loop {
@@ -116,9 +121,7 @@ impl Vms {
         let (host, settings) = (&*self.house.host, &self.house.settings);
         let network_mode =
             checks::network(params.network_mode.as_deref().unwrap_or(&settings.network))?;
-        if params.nat_enabled == Some(true) {
-            return Err(Failure::new(Code::Unsupported, "no network, so no NAT"));
-        }
+        let nat_enabled = checks::nat(&network_mode, params.nat_enabled)?;
         let spec = VmSpec {
             vcpu_count: params.vcpu_count.map_or(Ok(settings.vcpu), checks::vcpus)?,
             memory_mib: params
@@ -136,7 +139,7 @@ impl Vms {
                 .map_or(Ok(settings.disk_bytes), |size| {
                     checks::disk("work disk", size)
                 })?,
-            nat_enabled: false,
+            nat_enabled,
             network_mode,
             engine: checks::engine(params.engine.as_deref().unwrap_or(&settings.engine))?,
             kernel_name: params.kernel_name.clone(),

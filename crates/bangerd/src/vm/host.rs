@@ -63,7 +63,7 @@ impl Host for RealHost {
                 Some(path) => cgroup::make(path).map_err(|error| no_cgroup(&error)),
                 None => Ok(()),
             },
-            Holding::Engine => Ok(()),
+            Holding::Gateway | Holding::Engine => Ok(()),
         })
         .await
     }
@@ -85,7 +85,7 @@ impl Host for RealHost {
                 Some(path) => cgroup::remove(path).map_err(|error| no_cgroup(&error)),
                 None => Ok(()),
             },
-            Holding::Engine => Ok(()),
+            Holding::Gateway | Holding::Engine => Ok(()),
         })
         .await
     }

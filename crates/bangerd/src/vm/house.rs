@@ -17,9 +17,10 @@ use super::events::Events;
 use super::lease::Lease;
 use super::record::{Places, Vm};
 use super::supervisor::{Note, Start, Supervisor};
+use super::way::Way;
 use crate::failure::Failure;
 use crate::operation::Operations;
-use crate::ports::{Artifacts, Engine, Guest, Host, Running};
+use crate::ports::{Artifacts, Engine, Gateways, Guest, Host, Running};
 use crate::seam::Seams;
 
 /// Notes that may wait for one supervisor: verbs of clients, and few others.
@@ -55,6 +56,7 @@ pub(crate) struct Parts {
     pub(crate) store: Store,
     pub(crate) operations: Operations,
     pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) gateways: Arc<dyn Gateways>,
     pub(crate) artifacts: Arc<dyn Artifacts>,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) settings: Settings,
@@ -65,6 +67,7 @@ pub(crate) struct House {
     pub(crate) store: Store,
     pub(crate) operations: Operations,
     pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) gateways: Arc<dyn Gateways>,
     pub(crate) artifacts: Arc<dyn Artifacts>,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) settings: Settings,
@@ -72,6 +75,8 @@ pub(crate) struct House {
     pub(crate) places: Places,
     pub(crate) events: Events,
     present: Mutex<HashMap<VmId, Arc<Presence>>>,
+    /// Ways out of the guests that run now.
+    pub(super) ways: Mutex<HashMap<VmId, Arc<Way>>>,
     last_stats: Mutex<HashMap<VmId, VmStats>>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -127,12 +132,14 @@ impl House {
             store: parts.store,
             operations: parts.operations,
             engine: parts.engine,
+            gateways: parts.gateways,
             artifacts: parts.artifacts,
             host: parts.host,
             settings: parts.settings,
             seams: parts.seams,
             events: Events::default(),
             present: Mutex::default(),
+            ways: Mutex::default(),
             last_stats: Mutex::default(),
             tasks: Mutex::default(),
         })

@@ -1,6 +1,8 @@
 //! Intend, act, settle; and the way back, newest first.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use banger_engine::machine::{Facts, Machine};
 use banger_model::{Holding, Span, VmId};
@@ -96,22 +98,39 @@ impl House {
         self.settle(vm, holding, facts).await
     }
 
-    /// Launches the intended engine, the one wanted, and settles it.
+    /// Launches the intended engine, the one wanted, and settles it, and beside
+    /// it the gateway where its machine has a line. Neither process waits for
+    /// the other; the engine is settled last, so that one that counts has its
+    /// gateway.
     pub(crate) async fn take_engine(
         &self,
         vm: &VmId,
         machine: &Machine,
         wanted: &str,
         token: [u8; 32],
+        line: Option<Arc<OwnedFd>>,
     ) -> Result<RunFacts, Failure> {
-        self.seams
-            .pass_holding("start", Holding::Engine, "taking")
-            .await;
-        let console_from = self.host.length(&machine.console);
-        let facts = self.engine.launch(machine, wanted).await?;
-        self.seams
-            .pass_holding("start", Holding::Engine, "taken")
-            .await;
+        let gateway = async {
+            match line {
+                Some(line) => self.take_gateway(vm, line).await,
+                None => Ok(()),
+            }
+        };
+        let engine = async {
+            self.seams
+                .pass_holding("start", Holding::Engine, "taking")
+                .await;
+            let console_from = self.host.length(&machine.console);
+            let facts = self.engine.launch(machine, wanted).await?;
+            self.seams
+                .pass_holding("start", Holding::Engine, "taken")
+                .await;
+            Ok::<_, Failure>((facts, console_from))
+        };
+        // Both to their ends: what one of them took is given back by its row.
+        let (gateway, engine) = tokio::join!(gateway, engine);
+        gateway?;
+        let (facts, console_from) = engine?;
         let facts = RunFacts {
             facts,
             token: banger_model::id::hex(&token),
@@ -122,7 +141,7 @@ impl House {
         Ok(facts)
     }
 
-    async fn settle(
+    pub(super) async fn settle(
         &self,
         vm: &VmId,
         holding: Holding,
@@ -163,6 +182,7 @@ impl House {
                         .sweep(vm.as_str(), &run_dir, cgroup.as_deref())
                         .await
                 }
+                Holding::Gateway => self.end_gateway(vm, entry.facts.as_deref()).await,
                 Holding::Directory
                 | Holding::Overlay
                 | Holding::WorkDisk

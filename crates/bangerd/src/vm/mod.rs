@@ -20,6 +20,7 @@ mod supervisor;
 pub(crate) mod tests;
 mod waiters;
 mod watch;
+mod way;
 mod works;
 
 use std::path::PathBuf;
@@ -232,7 +233,7 @@ impl Vms {
                 .stats()
                 .get(&found.id)
                 .and_then(|stats| stats.cpu_percent);
-            let stats = stats::collect(&self.house, &found.id, usage, percent);
+            let stats = stats::collect(&self.house, &found.id, usage, percent).await;
             self.house.stats().insert(found.id.clone(), stats);
         }
         let shown = self.shown(&found);

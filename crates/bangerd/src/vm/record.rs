@@ -64,6 +64,8 @@ pub(crate) struct Record {
     pub(crate) running_since: Option<i64>,
     /// The guest is being asked to end; otherwise an ending run is forced.
     pub(crate) halting: bool,
+    /// What is wrong with the way out of the present run's guest.
+    pub(crate) network_error: Option<String>,
 }
 
 impl Vm {
@@ -137,6 +139,15 @@ impl Vm {
                 last_error: match (&self.last_exit, state) {
                     (Some(Exit::Error(why)), ApiState::Error) => Some(why.clone()),
                     _ => None,
+                },
+                network_error: match state {
+                    ApiState::Starting | ApiState::Running | ApiState::Paused => {
+                        self.record.network_error.clone()
+                    }
+                    ApiState::Created
+                    | ApiState::Stopping
+                    | ApiState::Stopped
+                    | ApiState::Error => None,
                 },
                 goal: self.goal.name().to_owned(),
                 engine: self.record.engine.clone(),

@@ -43,7 +43,7 @@ impl Measurer {
             let at = Instant::now();
             let percent = before.and_then(|(then, earlier)| cpu_percent(then, earlier, at, usage));
             before = Some((at, usage));
-            let stats = collect(&self.house, &self.vm, usage, percent);
+            let stats = collect(&self.house, &self.vm, usage, percent).await;
             self.house.stats().insert(self.vm.clone(), stats);
             self.house
                 .host
@@ -67,7 +67,20 @@ impl Measurer {
 }
 
 /// Use of a VM as clients see it.
-pub(super) fn collect(house: &House, vm: &VmId, usage: Usage, cpu_percent: Option<f64>) -> VmStats {
+pub(super) async fn collect(
+    house: &House,
+    vm: &VmId,
+    usage: Usage,
+    cpu_percent: Option<f64>,
+) -> VmStats {
+    let counters = match house.way(vm) {
+        Some(way) => way.counters().await,
+        None => None,
+    };
+    let network = counters.map(|counters| {
+        let counters = serde_json::to_value(counters).expect("counters are plain JSON");
+        (banger_api::vm::NETWORK_METRICS.to_owned(), counters)
+    });
     VmStats {
         collected_at: Some(now()),
         cpu_percent,
@@ -75,7 +88,7 @@ pub(super) fn collect(house: &House, vm: &VmId, usage: Usage, cpu_percent: Optio
         vsz_bytes: Some(usage.vsz_bytes),
         system_overlay_bytes: house.host.allocated(&house.places.overlay(vm)),
         work_disk_bytes: house.host.allocated(&house.places.work(vm)),
-        metrics_raw: std::collections::BTreeMap::new(),
+        metrics_raw: network.into_iter().collect(),
     }
 }
 

@@ -27,6 +27,7 @@ use super::house::{House, Presence};
 use super::record::Vm;
 use super::waiters::{Waiter, Waiters};
 use super::watch::RunNews;
+use super::way::Keeper;
 use super::works::{self, Made, Outcome, Run, Switches, Work};
 use crate::failure::Failure;
 use crate::operation::{OpHandle, now, now_seconds};
@@ -356,6 +357,7 @@ impl Supervisor {
                 self.vm.record.engine = Some(facts.engine.clone());
                 self.vm.record.engine_version = Some(facts.version.clone());
                 self.vm.record.acceleration = Some(facts.acceleration.name().to_owned());
+                self.vm.record.network_error = None;
                 let limit = works::ready_limit(run.kvm());
                 self.ready_by.get_or_insert(run.since + limit);
                 self.begin_run(*run);
@@ -638,6 +640,30 @@ impl Supervisor {
         }
     }
 
+    /// Notes what is wrong with the guest's way out, or that nothing is any
+    /// more. The state stays, so the event says only why it is there.
+    pub(super) async fn set_network(&mut self, trouble: Option<String>) {
+        if self.vm.record.network_error == trouble {
+            return;
+        }
+        let reason = match &trouble {
+            Some(trouble) => format!("no network: {trouble}"),
+            None => "the network is back".to_owned(),
+        };
+        tracing::warn!(vm = %self.vm.name, reason, "the way out of a guest changed");
+        self.vm.record.network_error = trouble;
+        self.commit(self.vm.phase, None).await;
+        let state = self.vm.state();
+        self.house.events.publish(Event::Vm(VmEvent {
+            id: self.vm.id.to_string(),
+            name: self.vm.name.clone(),
+            from: Some(state),
+            to: Some(state),
+            at: now(),
+            reason: Some(reason),
+        }));
+    }
+
     fn guest(&self) -> Option<Arc<dyn crate::ports::Guest>> {
         self.presence.live.borrow().guest.clone()
     }
@@ -649,6 +675,16 @@ impl Supervisor {
             live.running = Some(run.running.clone());
             live.kvm = run.kvm();
         });
+        if let Some(way) = self.house.way(&self.vm.id) {
+            let keeper = Keeper {
+                house: self.house.clone(),
+                way,
+                running: run.running.clone(),
+                run: self.run_number,
+                queue: self.presence.queue.clone(),
+            };
+            self.tasks.spawn(keeper.keep());
+        }
         self.run = Some(run);
     }
 

@@ -42,6 +42,8 @@ pub(crate) enum RunNews {
     Healthy,
     /// The host had no room for a write to this disk.
     DiskFull(String),
+    /// What is wrong with the guest's way out; `None`: nothing any more.
+    Network(Option<String>),
     /// The engine has ended, and what the agent said of it before.
     Ended { end: End, last_word: Option<Ended> },
 }
@@ -99,6 +101,7 @@ impl Supervisor {
                     .events
                     .publish(NewsOfVm::DiskFull(DiskFullEvent { id, name, disk, at }));
             }
+            RunNews::Network(trouble) => self.set_network(trouble).await,
             RunNews::Ended { end, last_word } => {
                 let Some(run) = self.run.clone() else { return };
                 let from = run.facts.console_from;

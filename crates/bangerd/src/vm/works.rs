@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use banger_api::error::Code;
-use banger_engine::machine::{Acceleration, Drive, End, Machine};
+use banger_engine::machine::{Acceleration, Drive, End, Machine, Nic};
 use banger_model::{Holding, Span};
 use banger_wire::agent::{Boot, Booted, Disks, Stop};
 use tokio::time::{Instant, sleep, timeout};
@@ -20,6 +20,7 @@ use super::ledger::RunFacts;
 use super::record::Vm;
 use super::watch::console_word;
 use crate::failure::Failure;
+use crate::network;
 use crate::operation::OpHandle;
 use crate::ports::{BootImage, BootKernel, Guest, Progress, Running, Want};
 
@@ -161,6 +162,7 @@ pub(super) fn make(
 
 async fn choose(house: &House, vm: &Vm, progress: &dyn Progress) -> Result<Made, Failure> {
     let artifacts = &house.artifacts;
+    let net = network::has_gateway(&vm.spec.network_mode);
     if vm.record.image_id.is_empty() {
         progress.stage(
             "resolve_image",
@@ -170,15 +172,15 @@ async fn choose(house: &House, vm: &Vm, progress: &dyn Progress) -> Result<Made,
             .image(vm.record.wanted_image.as_deref(), progress)
             .await?;
         let kernel = artifacts
-            .kernel(vm.spec.kernel_name.as_deref(), &image, progress)
+            .kernel(vm.spec.kernel_name.as_deref(), &image, net, progress)
             .await?;
         progress.stage("reserve", &image.name);
         return Ok(Made { image, kernel });
     }
     let image = artifacts.image_for_start(&vm.record.image_id).await?;
     let kernel = match &vm.spec.kernel_name {
-        Some(name) => artifacts.kernel_for_start(name).await?,
-        None => artifacts.kernel(None, &image, progress).await?,
+        Some(name) => artifacts.kernel_for_start(name, net).await?,
+        None => artifacts.kernel(None, &image, net, progress).await?,
     };
     Ok(Made { image, kernel })
 }
@@ -198,9 +200,11 @@ async fn hold_life(
         .filter(|entry| entry.settled)
         .map(|entry| entry.holding)
         .collect();
+    let net = network::has_gateway(&vm.spec.network_mode);
     let wanted: Vec<Holding> = Holding::ALL
         .into_iter()
         .filter(|holding| with_run || holding.span() == Span::Life)
+        .filter(|holding| net || *holding != Holding::Gateway)
         .filter(|holding| !settled.contains(holding))
         .collect();
     if !wanted.is_empty() {
@@ -227,7 +231,7 @@ pub(super) fn want(house: &House, vm: &Vm, image: Option<&BootImage>) -> Want {
     }
 }
 
-/// Takes what a run holds, the engine last.
+/// Takes what a run holds, gateway and engine last.
 pub(super) fn launch(
     house: Arc<House>,
     vm: Vm,
@@ -254,6 +258,10 @@ async fn launch_now(
     if let Some(op) = op {
         op.stage("start_engine", "");
     }
+    let net = network::has_gateway(&vm.spec.network_mode);
+    if net {
+        house.gateways.usable()?;
+    }
     let mut want = want(house, vm, Some(&made.image));
     // A daemon that was started elsewhere would choose another place than the
     // one written down.
@@ -261,13 +269,19 @@ async fn launch_now(
         want.cgroup = Some(written);
     }
     if again {
-        // The row says "in doubt" before the first engine is swept.
-        house.intend(&vm.id, vec![Holding::Engine]).await?;
+        // The rows say "in doubt" before the first engine is swept.
+        let both = [Holding::Gateway, Holding::Engine];
+        let wanted = both.into_iter().skip(usize::from(!net));
+        house.intend(&vm.id, wanted.collect()).await?;
         let run_dir = house.places.run(&vm.id);
         house
             .engine
             .sweep(vm.id.as_str(), &run_dir, want.cgroup.as_deref())
             .await?;
+        if net {
+            // It ends with its engine, and its line has lost the other end.
+            house.end_gateway(&vm.id, None).await?;
+        }
     }
     let wanted = vm.spec.memory_mib << 20;
     let (available, _) = house.host.memory()?;
@@ -285,10 +299,18 @@ async fn launch_now(
     let mut token = [0; 32];
     getrandom::fill(&mut token)
         .map_err(|error| Failure::internal("the host has no random numbers", &error))?;
-    let machine = machine(house, vm, made, &want);
+    let (nic, line) = if net {
+        let (engine, gateway) = network::line()?;
+        (Some(network::card(&vm.id, engine)), Some(gateway))
+    } else {
+        (None, None)
+    };
+    let machine = machine(house, vm, made, &want, nic);
     let facts = house
-        .take_engine(&vm.id, &machine, &vm.spec.engine, token)
+        .take_engine(&vm.id, &machine, &vm.spec.engine, token, line)
         .await?;
+    // The engine has its end of the line now, and nobody else may.
+    drop(machine);
     if let (Some(op), Some(why)) = (op, &facts.facts.no_kvm) {
         op.note(&format!(
             "note: no usable KVM ({why}); emulating, 5 to 20 times slower"
@@ -313,7 +335,7 @@ async fn launch_now(
     })
 }
 
-fn machine(house: &House, vm: &Vm, made: &Made, want: &Want) -> Machine {
+fn machine(house: &House, vm: &Vm, made: &Made, want: &Want, nic: Option<Nic>) -> Machine {
     let drive = |serial: &str, path, read_only| Drive {
         serial: serial.into(),
         path,
@@ -339,6 +361,7 @@ fn machine(house: &House, vm: &Vm, made: &Made, want: &Want) -> Machine {
         transport: made.kernel.transport,
         arguments: vec![format!("systemd.machine_id={}", vm.id.machine_id())],
         drives,
+        nic,
         run_dir: house.places.run(&vm.id),
         console: house.places.console(&vm.id),
         cgroup: want.cgroup.clone(),
@@ -445,6 +468,9 @@ fn boot_request(house: &House, vm: &Vm, made: &Made) -> Result<Boot, Failure> {
     let since_1970 = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default();
+    let (network, nameservers) = network::has_gateway(&vm.spec.network_mode)
+        .then(network::of_guest)
+        .unzip();
     Ok(Boot {
         hostname: vm.name.clone(),
         clock_unix_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
@@ -467,7 +493,8 @@ fn boot_request(house: &House, vm: &Vm, made: &Made) -> Result<Boot, Failure> {
         machine_id: Some(vm.id.machine_id().to_owned()),
         main_follows: vm.record.main_follows,
         fill_work: vm.record.unfilled,
-        nameservers: Vec::new(),
+        nameservers: nameservers.unwrap_or_default(),
+        network,
     })
 }
 

@@ -29,7 +29,7 @@ use crate::paths::Paths;
 use crate::ports::Artifacts;
 use crate::seam::Seams;
 use crate::seam::power::Power;
-use crate::vm::tests::fakes::{self, FakeArtifacts, FakeEngines, FakeHost};
+use crate::vm::tests::fakes::{self, FakeArtifacts, FakeEngines, FakeGateways, FakeHost};
 
 /// Longer than anything here takes.
 const AGES: Duration = Duration::from_secs(30);
@@ -70,6 +70,10 @@ impl House {
         let power = Arc::new(Power::new(None));
         let outside = World {
             engine: Arc::new(FakeEngines {
+                world: world.clone(),
+                power: power.clone(),
+            }),
+            gateways: Arc::new(FakeGateways {
                 world: world.clone(),
                 power: power.clone(),
             }),

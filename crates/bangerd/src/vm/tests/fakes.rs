@@ -1,6 +1,8 @@
 //! A host, engines and guests made of memory.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -10,12 +12,13 @@ use banger_engine::machine::{Abilities, Acceleration, End, Facts, Machine, Trans
 use banger_model::{Holding, VmId};
 use banger_wire::agent::{Boot, Booted, EndReason, Ended, Event, Exec, Health, Init, Pong, Stop};
 use banger_wire::frames::Frame;
+use banger_wire::gateway::Counters;
 use tokio::sync::{mpsc, watch};
 
 use crate::failure::Failure;
 use crate::ports::{
-    Artifacts, BootImage, BootKernel, Engine, EventStream, ExecStream, Guest, Host, Progress,
-    Running, Usage, Want,
+    Artifacts, BootImage, BootKernel, Engine, EventStream, ExecStream, Gateway, Gateways, Guest,
+    Host, Progress, Running, Usage, Want,
 };
 use crate::seam::power::Power;
 
@@ -42,6 +45,10 @@ pub(crate) struct Knobs {
     pub(crate) unknown: Option<Failure>,
     /// CPU time of every engine so far, microseconds.
     pub(crate) cpu_us: u64,
+    /// No gateway's program is there.
+    pub(crate) no_gateway: bool,
+    /// Gateways that die as soon as they are started.
+    pub(crate) short_gateways: u32,
 }
 
 impl Default for Knobs {
@@ -64,6 +71,8 @@ impl Default for Knobs {
             unusable: None,
             unknown: None,
             cpu_us: 1000,
+            no_gateway: false,
+            short_gateways: 0,
         }
     }
 }
@@ -73,6 +82,7 @@ pub(crate) struct World {
     state: Mutex<State>,
     /// Moves whenever a knob is turned.
     turned: watch::Sender<u64>,
+    resolvers: watch::Sender<Vec<IpAddr>>,
 }
 
 #[derive(Default)]
@@ -80,6 +90,11 @@ struct State {
     knobs: Knobs,
     things: BTreeSet<(String, Holding)>,
     engines: HashMap<String, Arc<FakeRun>>,
+    /// Those that live.
+    gateways: HashMap<String, Arc<FakeGateway>>,
+    /// Whether the last machine of a VM had a network card.
+    cards: HashMap<String, bool>,
+    gateway_starts: u32,
     launches: u32,
     boots: Vec<Boot>,
     execs: Vec<(Exec, mpsc::Sender<Frame>)>,
@@ -151,6 +166,46 @@ impl World {
         self.state.lock().unwrap().engines[vm].clone()
     }
 
+    /// The gateway of a VM, where one lives.
+    pub(crate) fn gateway(&self, vm: &str) -> Option<Arc<FakeGateway>> {
+        self.state.lock().unwrap().gateways.get(vm).cloned()
+    }
+
+    pub(crate) fn gateway_starts(&self) -> u32 {
+        self.state.lock().unwrap().gateway_starts
+    }
+
+    /// A gateway ends by itself, or is killed by a stranger.
+    pub(crate) fn end_gateway(&self, vm: &str) {
+        let mut state = self.state.lock().unwrap();
+        if let Some(gateway) = state.gateways.remove(vm) {
+            state.things.remove(&(vm.to_owned(), Holding::Gateway));
+            gateway.ended.send_replace(true);
+        }
+    }
+
+    /// Whether the host's resolvers are these from now on.
+    pub(crate) fn resolve_by(&self, resolvers: &[&str]) {
+        let addresses = resolvers.iter().map(|one| one.parse().unwrap()).collect();
+        self.resolvers.send_replace(addresses);
+    }
+
+    /// What is wrong between a VM's engine and its gateway.
+    pub(crate) fn unserved(&self, vm: &str) -> Vec<String> {
+        let state = self.state.lock().unwrap();
+        let mut wrong = Vec::new();
+        if let (Some(run), Some(gateway)) = (state.engines.get(vm), state.gateways.get(vm)) {
+            if state.cards.get(vm) != Some(&true) {
+                wrong.push("a gateway without a network card".to_owned());
+            }
+            let watched = gateway.engine.lock().unwrap().clone();
+            if watched.is_some_and(|watched| watched != run.boot_id) {
+                wrong.push("a gateway of another engine".to_owned());
+            }
+        }
+        wrong
+    }
+
     pub(crate) fn engines(&self) -> usize {
         self.state.lock().unwrap().engines.len()
     }
@@ -168,8 +223,13 @@ impl World {
     }
 
     fn add(&self, vm: &str, holding: Holding) {
+        self.add_over(vm, holding, &Holding::ALL);
+    }
+
+    /// As [`World::add`], resting on no others than these.
+    fn add_over(&self, vm: &str, holding: Holding, all: &[Holding]) {
         let mut state = self.state.lock().unwrap();
-        for below in Holding::ALL {
+        for below in all.iter().copied() {
             if below.carries(holding) && !state.things.contains(&(vm.to_owned(), below)) {
                 state
                     .violations
@@ -265,12 +325,20 @@ impl Engine for FakeEngines {
         if let Some(failure) = self.world.knobs().launch_fails {
             return Err(failure);
         }
-        self.world.add(&machine.id, Holding::Engine);
+        // Without a network card there is no gateway to rest on.
+        let below = Holding::ALL
+            .into_iter()
+            .filter(|below| machine.nic.is_some() || *below != Holding::Gateway);
+        let below: Vec<Holding> = below.collect();
+        self.world.add_over(&machine.id, Holding::Engine, &below);
         let mut state = self.world.state.lock().unwrap();
         if state.engines.contains_key(&machine.id) {
             state.violations.push("two engines of one VM".into());
         }
         state.launches += 1;
+        state
+            .cards
+            .insert(machine.id.clone(), machine.nic.is_some());
         let number = state.launches;
         let mute = state.knobs.mute_launches > 0;
         state.knobs.mute_launches = state.knobs.mute_launches.saturating_sub(1);
@@ -352,6 +420,167 @@ impl Engine for FakeEngines {
 
     async fn usable(&self, _: &str) -> Result<(), Failure> {
         self.world.knobs().unusable.map_or(Ok(()), Err)
+    }
+}
+
+pub(crate) struct FakeGateways {
+    pub(crate) world: Arc<World>,
+    pub(crate) power: Arc<Power>,
+}
+
+#[async_trait]
+impl Gateways for FakeGateways {
+    fn usable(&self) -> Result<(), Failure> {
+        if self.world.knobs().no_gateway {
+            return Err(Failure::new(
+                Code::NoTool,
+                "banger-gateway is not installed",
+            ));
+        }
+        Ok(())
+    }
+
+    async fn launch(
+        &self,
+        vm: &VmId,
+        _: &Path,
+        line: Arc<OwnedFd>,
+    ) -> Result<Arc<dyn Gateway>, Failure> {
+        self.power.hold().await;
+        self.usable()?;
+        let dies = {
+            let mut state = self.world.state.lock().unwrap();
+            if state.gateways.contains_key(vm.as_str()) {
+                state.violations.push("two gateways of one VM".into());
+            }
+            state.gateway_starts += 1;
+            let dies = state.knobs.short_gateways > 0;
+            state.knobs.short_gateways = state.knobs.short_gateways.saturating_sub(1);
+            let gateway = Arc::new(FakeGateway {
+                number: state.gateway_starts,
+                vm: vm.to_string(),
+                line,
+                ended: watch::Sender::new(false),
+                engine: Mutex::default(),
+                resolvers: Mutex::default(),
+            });
+            state.gateways.insert(vm.to_string(), gateway);
+            dies
+        };
+        self.world.add(vm.as_str(), Holding::Gateway);
+        let gateway = self.world.gateway(vm.as_str()).expect("just started");
+        if dies {
+            self.world.end_gateway(vm.as_str());
+        }
+        Ok(self.handle(gateway))
+    }
+
+    async fn attach(
+        &self,
+        vm: &VmId,
+        _: &Path,
+        _: Option<&str>,
+    ) -> Result<Option<Arc<dyn Gateway>>, Failure> {
+        self.power.hold().await;
+        let found = self.world.gateway(vm.as_str());
+        Ok(found.map(|gateway| self.handle(gateway)))
+    }
+
+    async fn sweep(&self, vm: &VmId, _: Option<&str>) -> Result<(), Failure> {
+        self.power.hold().await;
+        if self.world.knobs().stuck == Some(Holding::Gateway) {
+            return Err(Failure::new(Code::Internal, "the gateway is stuck"));
+        }
+        self.world.remove(vm.as_str(), Holding::Gateway);
+        self.world.end_gateway(vm.as_str());
+        Ok(())
+    }
+
+    fn resolvers(&self) -> watch::Receiver<Vec<IpAddr>> {
+        self.world.resolvers.subscribe()
+    }
+}
+
+impl FakeGateways {
+    fn handle(&self, gateway: Arc<FakeGateway>) -> Arc<dyn Gateway> {
+        Arc::new(GatewayHandle {
+            gateway,
+            world: self.world.clone(),
+            power: self.power.clone(),
+        })
+    }
+}
+
+/// A gateway process.
+pub(crate) struct FakeGateway {
+    /// Of all that were ever started.
+    pub(crate) number: u32,
+    vm: String,
+    line: Arc<OwnedFd>,
+    ended: watch::Sender<bool>,
+    /// Boot id of the guest in the engine it must not outlive.
+    pub(crate) engine: Mutex<Option<String>>,
+    pub(crate) resolvers: Mutex<Vec<IpAddr>>,
+}
+
+struct GatewayHandle {
+    gateway: Arc<FakeGateway>,
+    world: Arc<World>,
+    power: Arc<Power>,
+}
+
+impl GatewayHandle {
+    async fn hears(&self) -> Result<(), Failure> {
+        self.power.hold().await;
+        if *self.gateway.ended.borrow() {
+            return Err(Failure::new(Code::EngineFailed, "no gateway listens"));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Gateway for GatewayHandle {
+    fn facts(&self) -> String {
+        format!("{{\"number\":{}}}", self.gateway.number)
+    }
+
+    async fn watch_engine(&self, engine: &dyn Running) -> Result<(), Failure> {
+        self.hears().await?;
+        // An engine of the double is no process: it is known by its use, which
+        // ends with it. Asked first: the answer takes the same lock.
+        let lives = engine.usage().is_some();
+        let state = self.world.state.lock().unwrap();
+        let run = state.engines.get(&self.gateway.vm);
+        let boot_id = run.map(|run| run.boot_id.clone());
+        *self.gateway.engine.lock().unwrap() = boot_id.filter(|_| lives);
+        Ok(())
+    }
+
+    async fn set_resolvers(&self, addresses: Vec<IpAddr>) -> Result<(), Failure> {
+        self.hears().await?;
+        *self.gateway.resolvers.lock().unwrap() = addresses;
+        Ok(())
+    }
+
+    async fn line(&self) -> Result<Arc<OwnedFd>, Failure> {
+        self.hears().await?;
+        Ok(self.gateway.line.clone())
+    }
+
+    async fn counters(&self) -> Result<Counters, Failure> {
+        self.hears().await?;
+        Ok(Counters {
+            bytes_out: u64::from(self.gateway.number),
+            ..Counters::default()
+        })
+    }
+
+    async fn ended(&self) -> String {
+        let mut ended = self.gateway.ended.subscribe();
+        let _ = ended.wait_for(|ended| *ended).await;
+        self.power.hold().await;
+        "it was killed by SIGKILL".to_owned()
     }
 }
 
@@ -476,6 +705,10 @@ impl Running for Handle {
             rss_bytes: 1 << 20,
             vsz_bytes: 1 << 30,
         })
+    }
+
+    fn pidfd(&self) -> Option<OwnedFd> {
+        None
     }
 }
 
@@ -648,9 +881,10 @@ impl Artifacts for FakeArtifacts {
         &self,
         name: Option<&str>,
         _: &BootImage,
+        net: bool,
         _: &dyn Progress,
     ) -> Result<BootKernel, Failure> {
-        self.kernel_for_start(name.unwrap_or("6.1")).await
+        self.kernel_for_start(name.unwrap_or("6.1"), net).await
     }
 
     async fn image_for_start(&self, id: &str) -> Result<BootImage, Failure> {
@@ -663,11 +897,11 @@ impl Artifacts for FakeArtifacts {
         })
     }
 
-    async fn kernel_for_start(&self, name: &str) -> Result<BootKernel, Failure> {
+    async fn kernel_for_start(&self, name: &str, net: bool) -> Result<BootKernel, Failure> {
         Ok(BootKernel {
             name: Some(name.into()),
             vmlinux: "/vmlinux".into(),
-            initramfs: "/initramfs".into(),
+            initramfs: if net { "/initramfs-net" } else { "/initramfs" }.into(),
             _hold: None,
             modules: Some("/modules.ext4".into()),
             transport: Transport::Mmio,

@@ -7,6 +7,7 @@ pub(crate) mod fakes;
 mod power;
 mod runs;
 mod verbs;
+mod ways;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use crate::operation::Operations;
 use crate::recovery::recover;
 use crate::seam::Seams;
 use crate::seam::power::Power;
-use fakes::{FakeArtifacts, FakeEngines, FakeHost, World};
+use fakes::{FakeArtifacts, FakeEngines, FakeGateways, FakeHost, World};
 
 /// The machine: what outlives a daemon.
 pub(super) struct Town {
@@ -79,6 +80,10 @@ impl Town {
                 world: self.world.clone(),
                 power: power.clone(),
             }),
+            gateways: Arc::new(FakeGateways {
+                world: self.world.clone(),
+                power: power.clone(),
+            }),
             artifacts: Arc::new(FakeArtifacts {
                 world: self.world.clone(),
             }),
@@ -124,7 +129,14 @@ impl Town {
                     &[]
                 }
             };
-            expected.extend(holdings.iter().map(|holding| (vm.id.clone(), *holding)));
+            let way_out = vm.spec.network_mode == "user";
+            expected.extend(
+                holdings
+                    .iter()
+                    .filter(|holding| way_out || **holding != Holding::Gateway)
+                    .map(|holding| (vm.id.clone(), *holding)),
+            );
+            wrong.extend(self.world.unserved(&vm.id));
         }
         expected.sort();
         let mut written: Vec<_> = entries
@@ -145,7 +157,14 @@ impl Town {
             for thing in found.iter().filter(|thing| !expected.contains(thing)) {
                 wrong.push(format!("{:?} of {} is left {what}", thing.1, &thing.0[..8]));
             }
-            for thing in expected.iter().filter(|thing| !found.contains(thing)) {
+            let lost = |thing: &(String, Holding)| {
+                let vm = rows.iter().find(|vm| vm.id == thing.0);
+                thing.1 == Holding::Gateway
+                    && what == "on the host"
+                    && vm.is_some_and(|vm| vm.runtime.network_error.is_some())
+            };
+            let missing = |thing: &&(String, Holding)| !found.contains(thing) && !lost(thing);
+            for thing in expected.iter().filter(missing) {
                 wrong.push(format!(
                     "{:?} of {} is missing {what}",
                     thing.1,

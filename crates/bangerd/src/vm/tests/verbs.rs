@@ -291,7 +291,7 @@ async fn what_is_refused_leaves_no_row() {
             Code::BadSize,
         ),
         (
-            ask(|p| p.network_mode = Some("user".into())),
+            ask(|p| p.network_mode = Some("bridge".into())),
             Code::Unsupported,
         ),
         (
