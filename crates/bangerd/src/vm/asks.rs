@@ -103,11 +103,14 @@ impl Supervisor {
             Answer::Refused(refusal) => return Err(self.refusal(refusal)),
             Answer::Done => {
                 let op = self.prepare(verb, op)?;
+                self.touch();
                 return self.done_at_once(op).await;
             }
             Answer::Pursue(goal, turn) => (goal, turn),
         };
         let handle = self.prepare(verb, op)?;
+        // Written with the goal.
+        self.vm.record.last_touched_at = now();
         let want = match verb {
             Verb::Start if self.vm.phase == Phase::Paused => Want::Thawed,
             // The present run does, where it is not one that is ending.

@@ -236,7 +236,7 @@ impl Supervisor {
                     vm,
                     self.waiters.first(),
                     run.clone(),
-                    self.guest(),
+                    self.presence.live.subscribe(),
                     self.grace,
                     switches,
                 ),

@@ -12,10 +12,11 @@ use banger_api::error::Code;
 use banger_engine::machine::{Acceleration, Drive, End, Machine, Nic};
 use banger_model::{Holding, Span};
 use banger_wire::agent::{Boot, Booted, Disks, Stop};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::house::House;
+use super::house::{House, Live};
 use super::ledger::RunFacts;
 use super::record::Vm;
 use super::watch::console_word;
@@ -523,7 +524,7 @@ pub(super) fn halt(
     vm: Vm,
     op: Option<OpHandle>,
     run: Arc<Run>,
-    guest: Option<Arc<dyn Guest>>,
+    live: watch::Receiver<Live>,
     grace: Duration,
     switches: Switches,
 ) -> Work {
@@ -531,7 +532,7 @@ pub(super) fn halt(
         tokio::select! {
             biased;
             () = switches.off.cancelled() => Outcome::Overtaken,
-            halted = halt_now(&house, &vm, op.as_ref(), &run, guest, grace, &switches.asked) => {
+            halted = halt_now(&house, &vm, op.as_ref(), &run, live, grace, &switches.asked) => {
                 Outcome::Halted(halted)
             }
         }
@@ -543,28 +544,37 @@ async fn halt_now(
     vm: &Vm,
     op: Option<&OpHandle>,
     run: &Run,
-    guest: Option<Arc<dyn Guest>>,
+    mut live: watch::Receiver<Live>,
     grace: Duration,
     asked: &AtomicBool,
 ) -> Halted {
     let limit = silence(run.kvm());
-    let guest = match guest {
-        Some(guest) => guest,
-        None => tokio::select! {
+    // The line has one user, the run's watcher: whoever connected beside it
+    // would take the line from it, and it from them.
+    let (guest, synced) = loop {
+        let guest = tokio::select! {
             biased;
             _ = run.running.ended() => return Halted::Ended,
-            guest = run.running.guest(run.token) => match guest {
-                Ok(guest) => guest,
-                Err(_) => return Halted::Unwilling,
+            guest = timeout(limit, reached(&mut live)) => match guest {
+                Ok(Some(guest)) => guest,
+                Ok(None) | Err(_) => return Halted::Unwilling,
             },
-            () = sleep(limit) => return Halted::Unwilling,
-        },
-    };
-    let synced = tokio::select! {
-        biased;
-        _ = run.running.ended() => return Halted::Ended,
-        synced = timeout(SYNC, guest.sync()) => synced,
-        () = silent(&*guest, limit) => return Halted::Unwilling,
+        };
+        let synced = tokio::select! {
+            biased;
+            _ = run.running.ended() => return Halted::Ended,
+            synced = timeout(SYNC, guest.sync()) => synced,
+            () = silent(&*guest, limit) => return Halted::Unwilling,
+        };
+        if matches!(synced, Ok(Err(_))) {
+            // Was it the line? Then its user notices, and connects once more.
+            let gone = |now: &Live| !now.guest.as_ref().is_some_and(|it| Arc::ptr_eq(it, &guest));
+            let replaced = timeout(LINE_CLOSED, live.wait_for(gone)).await;
+            if matches!(replaced, Ok(Ok(_))) {
+                continue;
+            }
+        }
+        break (guest, synced);
     };
     match synced {
         Ok(Ok(())) => {}
@@ -613,6 +623,13 @@ async fn halt_now(
     };
     house.seams.pass("stop.ended").await;
     halted
+}
+
+/// The guest, once the run's watcher has reached it; `None` where there is no
+/// watcher any more.
+async fn reached(live: &mut watch::Receiver<Live>) -> Option<Arc<dyn Guest>> {
+    let found = live.wait_for(|now| now.guest.is_some()).await.ok()?;
+    found.guest.clone()
 }
 
 /// Returns when the agent has not answered for `limit`.

@@ -114,6 +114,24 @@ async fn a_vm_in_use_is_not_stopped() {
 }
 
 #[tokio::test]
+async fn a_verb_is_a_use_also_where_there_is_nothing_to_do() {
+    let clock = Clock::stop();
+    for rests in [true, false] {
+        let town = half_an_hour();
+        let home = left_alone(&town).await;
+        if rests {
+            clock.forward(Duration::from_secs(61)).await;
+            home.until("web", Some(State::Stopped)).await;
+        }
+        let start = home.vms.start("web", &op()).await.unwrap();
+        home.succeeded(start).await;
+        clock.forward(Duration::from_secs(61)).await;
+        assert_eq!(home.state("web").await, Some(State::Running), "{rests}");
+        home.crash().await;
+    }
+}
+
+#[tokio::test]
 async fn no_vm_is_stopped_where_the_owner_wants_none_stopped() {
     let clock = Clock::stop();
     let town = Town::new();
