@@ -150,8 +150,8 @@ impl Host {
         self.give_error(why, &[&header[..], &begin].concat());
     }
 
-    /// A socket that does not block, connected or about to be. `Ok(false)`
-    /// beside it: about to be.
+    /// A socket that does not block, and whether it is connected already; if
+    /// not, there will be news of it.
     pub(crate) fn dial(
         &self,
         kind: SocketType,
