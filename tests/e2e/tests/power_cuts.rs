@@ -450,33 +450,42 @@ fn without_the_intent_of_any_holding_something_is_left() {
     assert!(holdings.len() >= 7, "{holdings:?}");
     let mut unseen = Vec::new();
     for holding in holdings {
-        let house = House::with(Root::Bare, Kernel::Old);
-        if holding == "cgroup" && !has_cgroups(&house) {
-            println!("cgroup: none can be made here");
-            continue;
-        }
-        let _ = house.banger("list").ok();
-        let before = house.census();
-        let pid = arm(&house, &format!("start.{holding}.taken"), Some(holding));
-        create_and_die(&house, pid, &format!("start.{holding}.taken"));
-        let known = house.census();
-        let _ = house.call(["list"]).limit(SOON).run().ok();
-        let mut left = Vec::new();
-        // What was forgotten may also keep the recovery from ever being done.
-        wait::eventually(Duration::from_secs(5), || {
-            left = house.census().more_than(&before);
-            left.is_empty().then_some(())
-        });
-        println!("{holding} not written down: {left:?}");
-        if left.is_empty() {
+        // An engine that has just begun may end by itself when the other end
+        // of its line dies with the daemon, and then nobody misses it.
+        let tries = if holding == "engine" { 5 } else { 1 };
+        if !(0..tries).any(|_| is_missed(holding)) {
             unseen.push(holding.to_owned());
         }
-        clean(&house, &known);
     }
     assert!(
         unseen.is_empty(),
         "nobody would notice if the intent of {unseen:?} were forgotten"
     );
+}
+
+/// Whether something is left when the daemon dies after it took a holding that
+/// was not written down.
+fn is_missed(holding: &str) -> bool {
+    let house = House::with(Root::Bare, Kernel::Old);
+    if holding == "cgroup" && !has_cgroups(&house) {
+        println!("cgroup: none can be made here");
+        return true;
+    }
+    let _ = house.banger("list").ok();
+    let before = house.census();
+    let pid = arm(&house, &format!("start.{holding}.taken"), Some(holding));
+    create_and_die(&house, pid, &format!("start.{holding}.taken"));
+    let known = house.census();
+    let _ = house.call(["list"]).limit(SOON).run().ok();
+    let mut left = Vec::new();
+    // What was forgotten may also keep the recovery from ever being done.
+    wait::eventually(Duration::from_secs(5), || {
+        left = house.census().more_than(&before);
+        left.is_empty().then_some(())
+    });
+    println!("{holding} not written down: {left:?}");
+    clean(&house, &known);
+    !left.is_empty()
 }
 
 /// Removes by hand what banger could not know of; the rest it removes itself.
