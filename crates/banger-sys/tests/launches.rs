@@ -61,10 +61,7 @@ impl Own {
         Self {
             directory: std::env::current_dir().unwrap(),
             root: fs::read_link("/proc/self/root").unwrap(),
-            session: rustix::process::getsid(None)
-                .unwrap()
-                .as_raw_nonzero()
-                .get(),
+            session: session(),
             user: rustix::process::geteuid().as_raw(),
             status: status
                 .lines()
@@ -76,6 +73,15 @@ impl Own {
             descriptors: fs::read_dir("/proc/self/fd").unwrap().count(),
         }
     }
+}
+
+/// The session's number, from the sixth field of `stat`: it is 0 for a leader
+/// outside of this PID namespace, which the typed calls have no value for.
+fn session() -> i32 {
+    let stat = fs::read_to_string("/proc/thread-self/stat").unwrap();
+    let after_name = &stat[stat.rfind(')').unwrap() + 1..];
+    let field = after_name.split_whitespace().nth(3).unwrap();
+    field.parse().unwrap()
 }
 
 fn mappings() -> usize {
