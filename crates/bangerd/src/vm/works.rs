@@ -279,6 +279,12 @@ async fn launch_now(
             .engine
             .sweep(vm.id.as_str(), &run_dir, want.cgroup.as_deref())
             .await?;
+        // Whatever is born in a cgroup that was once killed dies at its birth;
+        // it is made anew below. Its row holds meanwhile.
+        house
+            .host
+            .give_back(&vm.id, Holding::Cgroup, want.cgroup.as_deref())
+            .await?;
         if net {
             // It ends with its engine, and its line has lost the other end.
             house.end_gateway(&vm.id, None).await?;

@@ -101,6 +101,8 @@ struct State {
     wishes: Vec<String>,
     trims: u32,
     signals: Vec<String>,
+    /// VMs whose cgroup was killed since it was made.
+    killed: BTreeSet<String>,
     violations: Vec<String>,
 }
 
@@ -273,6 +275,9 @@ impl Host for FakeHost {
         if holding == Holding::Cgroup && cgroup.is_none() {
             return Ok(());
         }
+        if holding == Holding::Cgroup {
+            self.world.state.lock().unwrap().killed.remove(vm.as_str());
+        }
         self.world.remove(vm.as_str(), holding);
         Ok(())
     }
@@ -335,6 +340,8 @@ impl Engine for FakeEngines {
         if state.engines.contains_key(&machine.id) {
             state.violations.push("two engines of one VM".into());
         }
+        // As the kernel does it, whatever the launch says.
+        let stillborn = machine.cgroup.is_some() && state.killed.contains(&machine.id);
         state.launches += 1;
         state
             .cards
@@ -353,6 +360,9 @@ impl Engine for FakeEngines {
             full: watch::Sender::default(),
             paused: watch::Sender::new(false),
         };
+        if stillborn {
+            run.die("killed", false);
+        }
         state.engines.insert(machine.id.clone(), Arc::new(run));
         Ok(Facts {
             engine: "fake".into(),
@@ -398,12 +408,18 @@ impl Engine for FakeEngines {
         }))
     }
 
-    async fn sweep(&self, id: &str, _: &Path, _: Option<&Path>) -> Result<(), Failure> {
+    async fn sweep(&self, id: &str, _: &Path, cgroup: Option<&Path>) -> Result<(), Failure> {
         self.power.hold().await;
         if self.world.knobs().stuck == Some(Holding::Engine) {
             return Err(Failure::new(Code::Internal, "the engine is stuck"));
         }
-        let run = self.world.state.lock().unwrap().engines.remove(id);
+        let run = {
+            let mut state = self.world.state.lock().unwrap();
+            if cgroup.is_some() {
+                state.killed.insert(id.to_owned());
+            }
+            state.engines.remove(id)
+        };
         if let Some(run) = run {
             run.die("killed", false);
         }
