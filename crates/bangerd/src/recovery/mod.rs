@@ -255,6 +255,7 @@ async fn unwind(
 /// A VM at rest: its operations have come to their end, one way or the other.
 async fn rest(house: &Arc<House>, mut vm: Vm, from: Phase, ops: Vec<OpHandle>) {
     vm.record.halting = false;
+    vm.record.network_error = None;
     write(house, &mut vm).await;
     house.seams.pass("recovery.committed").await;
     let shown = vm.show(&house.places, banger_api::vm::VmStats::default());
