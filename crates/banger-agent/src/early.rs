@@ -2,6 +2,10 @@
 //! fails here is said on the console and the boot goes on, since the channel
 //! may work all the same. The drivers of a network wait until a boot asks for
 //! one.
+//!
+//! Drivers load in a thread of their own, those of the line to the daemon
+//! first: by the time that the daemon has said what to boot, the others are
+//! there, and the image is mounted.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,6 +15,7 @@ use rustix::mount::{MountFlags, mount};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::boot;
 use crate::console::say;
 
 /// Where the initramfs has the modules.
@@ -36,8 +41,14 @@ pub(crate) fn uptime_ms() -> u64 {
     now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
-/// Mounts the kernel's file systems and loads the drivers.
+/// Mounts the kernel's file systems and begins to load the drivers.
 pub(crate) fn set_up() {
+    let loading = std::thread::Builder::new()
+        .name("drivers".to_owned())
+        .spawn(load_drivers);
+    if loading.is_err() {
+        load_drivers();
+    }
     let nodev = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
     for (kind, target, flags) in [
         ("devtmpfs", "/dev", MountFlags::NOSUID),
@@ -68,11 +79,15 @@ pub(crate) fn set_up() {
     // been through the scheduler: 10 to 30 ms each with ticks, under 1 ms when
     // the kernel asks the processors instead. Some dozens lie ahead.
     let _ = fs::write("/sys/kernel/rcu_expedited", "1");
+}
+
+fn load_drivers() {
     // One that fails is skipped: it may be for a device that this machine does
     // not have.
     for error in load_modules(AT_ONCE) {
         say(&crate::chain(&error));
     }
+    boot::begin();
 }
 
 /// Why a driver is not there.

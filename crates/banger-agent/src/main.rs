@@ -55,12 +55,10 @@ fn main() {
 /// The machine's whole life, from drivers to clean disks.
 fn live() -> Ended {
     early::set_up();
-    let modules = early::uptime_ms();
     let port = match line::open_port() {
         Ok(port) => port,
         Err(error) => return crashed(&chain(&error)),
     };
-    boot::stage("modules", modules);
     boot::stage("channel", early::uptime_ms());
     let null = match rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
         Ok(null) => null,

@@ -83,6 +83,17 @@ pub struct Timing {
     pub stage: String,
     /// Milliseconds, with fractions.
     pub ms: f64,
+    /// It went on beside other stages: its time is part of theirs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub beside: bool,
+}
+
+impl Timing {
+    /// Milliseconds that it adds to the whole.
+    #[must_use]
+    pub fn own_ms(&self) -> f64 {
+        if self.beside { 0.0 } else { self.ms }
+    }
 }
 
 /// One operation: every 202 and `GET /operations/{id}`.

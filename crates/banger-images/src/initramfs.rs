@@ -9,8 +9,9 @@
 //! ```
 //!
 //! `order` and `network` have one file name a line; a module stands after all it depends on.
-//! Those in `order` load at once, those in `network`, which need the others, when the boot is
-//! told of a network.
+//! Those in `order` load at once, the channel's first: disks are found while the agent and the
+//! daemon say hello. Those in `network`, which need the others, load when the boot is told of a
+//! network.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -21,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 use crate::kernel::{BOOT_MODULES, Tag, hex, read_order};
 
 /// Changes with every change of the archive's shape, so that no cached one is taken for new.
-const SHAPE: &str = "banger-initramfs-3";
+const SHAPE: &str = "banger-initramfs-4";
 
 /// How the machine's devices are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,40 +54,28 @@ pub struct BootSet {
 }
 
 /// When a module loads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Load {
+    /// First of those of every boot: the channel's.
+    First,
     AtOnce,
     /// When the boot is told of a network.
     WithNetwork,
 }
 
-impl Load {
-    /// The file that lists the modules.
-    fn list(self) -> &'static str {
-        match self {
-            Load::AtOnce => "modules/order",
-            Load::WithNetwork => "modules/network",
-        }
-    }
-}
-
 impl BootSet {
     /// When this boot wants a module that is for `tags`, if it does.
     fn wants(self, tags: &[Tag]) -> Option<Load> {
-        let at_once = tags.iter().any(|tag| match tag {
-            Tag::Base => true,
-            Tag::Mmio => self.transport == Transport::Mmio,
-            Tag::Pci => self.transport == Transport::Pci,
-            Tag::Serial => self.channel == Channel::Serial,
-            Tag::Vsock => self.channel == Channel::Vsock,
-            Tag::Net => false,
-        });
-        let with_network = self.net && tags.contains(&Tag::Net);
-        match (at_once, with_network) {
-            (true, _) => Some(Load::AtOnce),
-            (false, true) => Some(Load::WithNetwork),
-            (false, false) => None,
-        }
+        let load = |tag: &Tag| match tag {
+            Tag::Mmio => (self.transport == Transport::Mmio).then_some(Load::First),
+            Tag::Pci => (self.transport == Transport::Pci).then_some(Load::First),
+            Tag::Serial => (self.channel == Channel::Serial).then_some(Load::First),
+            Tag::Vsock => (self.channel == Channel::Vsock).then_some(Load::First),
+            Tag::Base => Some(Load::AtOnce),
+            Tag::Net => self.net.then_some(Load::WithNetwork),
+        };
+        // What something needs has the tags of all that need it.
+        tags.iter().filter_map(load).min()
     }
 }
 
@@ -119,8 +108,7 @@ pub fn key(agent_hash: &str, kernel_dir: &Path, set: BootSet) -> io::Result<Stri
     hash.update(agent_hash);
     for module in read_order(kernel_dir)? {
         if let Some(load) = set.wants(&module.tags) {
-            let (name, sum, list) = (module.name, module.sha256, load.list());
-            hash.update(format!("\n{name} {sum} {list}"));
+            hash.update(format!("\n{} {} {load:?}", module.name, module.sha256));
         }
     }
     Ok(hex(&hash.finalize()))
@@ -149,7 +137,7 @@ fn write(agent: &Path, kernel_dir: &Path, set: BootSet, out: &Path) -> io::Resul
     }
     cpio.entry("dev/console", 0o020_600, (5, 1), &[])?;
     cpio.entry("init", 0o100_755, (0, 0), &std::fs::read(agent)?)?;
-    let mut lists = [Load::AtOnce, Load::WithNetwork].map(|load| (load, String::new()));
+    let [mut first, mut at_once, mut with_network] = [const { String::new() }; 3];
     for module in read_order(kernel_dir)? {
         let Some(wanted) = set.wants(&module.tags) else {
             continue;
@@ -163,13 +151,19 @@ fn write(agent: &Path, kernel_dir: &Path, set: BootSet, out: &Path) -> io::Resul
             (0, 0),
             &std::fs::read(path)?,
         )?;
-        for (_, list) in lists.iter_mut().filter(|(load, _)| *load == wanted) {
-            list.push_str(&module.name);
-            list.push_str(".ko\n");
-        }
+        let list = match wanted {
+            Load::First => &mut first,
+            Load::AtOnce => &mut at_once,
+            Load::WithNetwork => &mut with_network,
+        };
+        list.push_str(&module.name);
+        list.push_str(".ko\n");
     }
-    for (load, list) in lists {
-        cpio.entry(load.list(), 0o100_644, (0, 0), list.as_bytes())?;
+    for (name, list) in [
+        ("modules/order", first + &at_once),
+        ("modules/network", with_network),
+    ] {
+        cpio.entry(name, 0o100_644, (0, 0), list.as_bytes())?;
     }
     cpio.entry("TRAILER!!!", 0, (0, 0), &[])?;
     // The kernel wants whole 512-byte blocks of nobody's; most writers pad so.
@@ -295,6 +289,29 @@ mod tests {
         }
         let text = String::from_utf8_lossy(&first);
         assert!(text.contains("virtio.ko\noverlay.ko\n"));
+    }
+
+    #[test]
+    fn the_channels_modules_load_first() {
+        let dir = kernel_dir();
+        let order = dir.path().join(BOOT_MODULES).join("order");
+        let modules = [
+            ("virtio", "pci,base,serial"),
+            ("virtio_blk", "base"),
+            ("virtio_console", "serial"),
+            ("vsock", "vsock"),
+        ];
+        let lines = modules.map(|(name, tags)| {
+            let module = dir.path().join(BOOT_MODULES).join(format!("{name}.ko"));
+            std::fs::write(module, name).unwrap();
+            format!("{name} {tags} {}\n", "0".repeat(64))
+        });
+        std::fs::write(order, lines.concat()).unwrap();
+        let out = dir.path().join("out");
+        build(&dir.path().join("agent"), dir.path(), PLAIN, &out).unwrap();
+        let text = String::from_utf8_lossy(&std::fs::read(&out).unwrap()).into_owned();
+        let list = "virtio.ko\nvirtio_console.ko\nvirtio_blk.ko\n";
+        assert!(text.contains(list));
     }
 
     #[test]

@@ -88,6 +88,19 @@ pub struct Network {
     pub mtu: u32,
 }
 
+/// The serials that the daemon gives its drives. An agent may mount the image
+/// before it is asked to.
+pub mod serial {
+    /// Image root, read-only.
+    pub const ROOT: &str = "root";
+    /// System overlay.
+    pub const OVERLAY: &str = "overlay";
+    /// Work disk.
+    pub const WORK: &str = "work";
+    /// Kernel modules, read-only.
+    pub const MODULES: &str = "modules";
+}
+
 /// Drives by their virtio-blk serial. The agent looks the serial up in
 /// `/sys/block/*/serial`; without serials the order is that of the fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +133,9 @@ pub struct Booted {
     /// Milliseconds since the guest kernel's start at which each step ended.
     #[serde(default)]
     pub stages: Vec<(String, u64)>,
+    /// Milliseconds that each step took that went on beside those.
+    #[serde(default)]
+    pub beside: Vec<(String, u64)>,
 }
 
 /// The kind of init that runs beside the agent.

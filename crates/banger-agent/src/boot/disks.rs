@@ -20,37 +20,45 @@ pub(crate) struct Devices {
     pub(crate) modules: Option<String>,
 }
 
-/// Finds the drives that the request names.
-pub(super) fn find(disks: &Disks) -> Result<Devices, BootError> {
+/// A drive that the machine has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Drive {
+    /// Under `/dev`.
+    pub(crate) name: String,
+    /// Empty where the engine gives none.
+    pub(crate) serial: String,
+}
+
+/// The drives there are, by name.
+pub(super) fn present() -> io::Result<Vec<Drive>> {
     let block = Path::new("/sys/block");
-    let entries = fs::read_dir(block)
-        .map_err(|error| BootError::Prepare("the list of drives".to_owned(), error))?;
-    let mut present: Vec<(String, String)> = entries
+    let mut present: Vec<Drive> = fs::read_dir(block)?
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| name.starts_with("vd"))
         .map(|name| {
             let serial = fs::read_to_string(block.join(&name).join("serial")).unwrap_or_default();
-            (name, serial.trim().to_owned())
+            let serial = serial.trim().to_owned();
+            Drive { name, serial }
         })
         .collect();
-    present.sort();
-    assign(disks, &present)
+    present.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(present)
 }
 
 /// Gives each wanted drive a device: by serial, or in order where no device
 /// has one.
-fn assign(disks: &Disks, present: &[(String, String)]) -> Result<Devices, BootError> {
-    let by_order = present.iter().all(|(_, serial)| serial.is_empty());
+pub(super) fn assign(disks: &Disks, present: &[Drive]) -> Result<Devices, BootError> {
+    let by_order = present.iter().all(|drive| drive.serial.is_empty());
     let device = |place: usize, serial: &str| {
         // virtio-blk serials are cut at 20 bytes.
         let cut = &serial.as_bytes()[..serial.len().min(20)];
         let found = match by_order {
             true => present.get(place),
-            false => present.iter().find(|(_, has)| has.as_bytes() == cut),
+            false => present.iter().find(|drive| drive.serial.as_bytes() == cut),
         };
         found
-            .map(|(name, _)| name.clone())
+            .map(|drive| drive.name.clone())
             .ok_or_else(|| BootError::NoDisk(serial.to_owned()))
     };
     Ok(Devices {
@@ -109,11 +117,12 @@ fn ext4_size(superblock: &[u8; 1024]) -> Option<(u64, u64)> {
 mod tests {
     use super::*;
 
-    fn present(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs
-            .iter()
-            .map(|(name, serial)| ((*name).to_owned(), (*serial).to_owned()))
-            .collect()
+    fn present(pairs: &[(&str, &str)]) -> Vec<Drive> {
+        let drive = |(name, serial): &(&str, &str)| Drive {
+            name: (*name).to_owned(),
+            serial: (*serial).to_owned(),
+        };
+        pairs.iter().map(drive).collect()
     }
 
     fn wanted(modules: Option<&str>) -> Disks {

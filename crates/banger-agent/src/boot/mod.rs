@@ -19,7 +19,7 @@ pub(crate) mod root;
 mod rtnetlink;
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread;
 
 use banger_wire::agent::{Boot, Booted};
@@ -27,19 +27,34 @@ use banger_wire::agent::{Boot, Booted};
 use crate::agent::{Agent, Guest};
 use crate::early;
 use crate::init::{self, Found, InitError};
-use disks::Devices;
+use disks::{Devices, Drive};
 use network::NetworkError;
 use rtnetlink::Link;
 
 /// When each step ended, milliseconds since the kernel started.
-static STAGES: Mutex<Vec<(String, u64)>> = Mutex::new(Vec::new());
+static STAGES: Notes = Mutex::new(Vec::new());
+/// Milliseconds that each step took that went on beside those.
+static BESIDE: Notes = Mutex::new(Vec::new());
+
+type Notes = Mutex<Vec<(String, u64)>>;
+
+fn noted(notes: &Notes) -> MutexGuard<'_, Vec<(String, u64)>> {
+    notes
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
 
 /// Notes when a step ended.
 pub(crate) fn stage(name: &str, at_ms: u64) {
-    let mut stages = STAGES
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
-    stages.push((name.to_owned(), at_ms));
+    noted(&STAGES).push((name.to_owned(), at_ms));
+}
+
+/// Notes how long something took that goes on beside the steps.
+fn beside<T>(name: &str, work: impl FnOnce() -> T) -> T {
+    let began = early::uptime_ms();
+    let done = work();
+    noted(&BESIDE).push((name.to_owned(), early::uptime_ms().saturating_sub(began)));
+    done
 }
 
 fn stage_now(name: &str) {
@@ -100,6 +115,24 @@ impl Warnings {
     }
 }
 
+/// What was found and done before the daemon asked for anything.
+struct Begun {
+    drives: io::Result<Vec<Drive>>,
+    /// Device of the image, where that is mounted.
+    image: Option<String>,
+}
+
+static BEGUN: OnceLock<Begun> = OnceLock::new();
+
+/// Looks at the drives and mounts the image, once their drivers are there.
+pub(crate) fn begin() {
+    stage_now("modules");
+    let drives = disks::present();
+    let image = drives.as_deref().ok().and_then(mounts::mount_early);
+    // By the one thread that loads the drivers.
+    let _ = BEGUN.set(Begun { drives, image });
+}
+
 /// Boots the machine.
 pub(crate) async fn run(agent: &Arc<Agent>, request: Boot) -> Result<Booted, BootError> {
     stage_now("asked");
@@ -130,10 +163,8 @@ pub(crate) async fn run(agent: &Arc<Agent>, request: Boot) -> Result<Booted, Boo
         boot_id: identity::boot_id_text(),
         init: init.kind,
         warnings: warnings.0,
-        stages: STAGES
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .clone(),
+        stages: noted(&STAGES).clone(),
+        beside: noted(&BESIDE).clone(),
     };
     agent.set_guest(Guest { request, init });
     Ok(booted)
@@ -145,10 +176,12 @@ fn assemble(
     request: &Boot,
     warnings: &mut Warnings,
 ) -> Result<(root::Root, Option<Found>, Option<Link>), BootError> {
-    // First of all: what is made from here on has a time.
+    // What is made from here on has a time.
     warnings.note("clock", identity::set_clock(request.clock_unix_ns));
-    let devices = disks::find(&request.disks)?;
-    mounts::mount_base(&devices)?;
+    let begun = BEGUN.wait();
+    stage_now("drivers");
+    let devices = disks::assign(&request.disks, begun.drives.as_deref().unwrap_or_default())?;
+    mounts::mount_base(&devices, begun.image.as_deref())?;
     stage_now("image");
     let (root, home, ready) = thread::scope(|scope| {
         let ready = scope.spawn(|| ready_machine(request));
@@ -186,8 +219,8 @@ fn assemble_root(devices: &Devices, warnings: &mut Warnings) -> Result<root::Roo
 /// are modules.
 fn mount_home(devices: &Devices, fill: bool) -> Result<(bool, Warnings), BootError> {
     let mut warnings = Warnings::default();
-    let modules = mounts::mount_modules(devices, &mut warnings);
     mounts::mount_work(devices, fill, &mut warnings)?;
+    let modules = mounts::mount_modules(devices, &mut warnings);
     Ok((modules, warnings))
 }
 

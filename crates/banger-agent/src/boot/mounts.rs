@@ -7,10 +7,11 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use banger_wire::agent::serial;
 use rustix::fs::OFlags;
-use rustix::mount::{MountFlags, mount, mount_bind};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 
-use super::disks::{self, Devices};
+use super::disks::{self, Devices, Drive};
 use super::root::Root;
 use super::{BootError, Warnings, copy, identity};
 
@@ -57,13 +58,34 @@ fn drive(name: &str) -> String {
     format!("/dev/{name}")
 }
 
-/// Mounts the image aside. It is never written, not even by a journal.
-pub(super) fn mount_base(devices: &Devices) -> Result<(), BootError> {
+/// Mounts the image aside before it is asked for; gives its device. What does
+/// not mount is tried again, and told, when it is asked for.
+pub(super) fn mount_early(drives: &[Drive]) -> Option<String> {
+    let image = drives.iter().find(|drive| drive.serial == serial::ROOT)?;
+    directory(BASE).ok()?;
+    mount_read_only(&image.name, BASE, None).ok()?;
+    Some(image.name.clone())
+}
+
+/// Mounts a drive that is never written, not even by a journal; `mounted` is
+/// the device that is there already.
+fn mount_read_only(device: &str, target: &str, mounted: Option<&str>) -> Result<(), BootError> {
+    if mounted == Some(device) {
+        return Ok(());
+    }
+    if mounted.is_some() {
+        unmount(target, UnmountFlags::empty())
+            .map_err(|error| BootError::Prepare(target.to_owned(), error.into()))?;
+    }
+    mount_at(&drive(device), target, "ext4", MountFlags::RDONLY, "noload")
+}
+
+/// Mounts the image aside.
+pub(super) fn mount_base(devices: &Devices, mounted: Option<&str>) -> Result<(), BootError> {
     for path in [ROOT, BASE, OVERLAY, WORK, MODULES] {
         directory(path)?;
     }
-    let device = drive(&devices.root);
-    mount_at(&device, BASE, "ext4", MountFlags::RDONLY, "noload")
+    mount_read_only(&devices.root, BASE, mounted)
 }
 
 /// Mounts the overlay disk aside and grows it if it became larger.
@@ -114,13 +136,7 @@ pub(super) fn mount_modules(devices: &Devices, warnings: &mut Warnings) -> bool 
     let Some(device) = &devices.modules else {
         return false;
     };
-    let mounted = mount_at(
-        &drive(device),
-        MODULES,
-        "ext4",
-        MountFlags::RDONLY,
-        "noload",
-    );
+    let mounted = mount_read_only(device, MODULES, None);
     warnings.note("kernel modules", mounted).is_some()
 }
 

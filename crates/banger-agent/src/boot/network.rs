@@ -49,7 +49,7 @@ pub(crate) enum NetworkError {
 /// Loads the driver and sets the card up as the request wants it; gives the
 /// card.
 pub(super) fn bring_up(network: &Network) -> Result<Link, NetworkError> {
-    early::load_network_drivers()?;
+    super::beside("nic_driver", early::load_network_drivers)?;
     set_up(network)
 }
 

@@ -18,27 +18,39 @@ impl Timings {
         self.0.push(Timing {
             stage: stage.to_owned(),
             ms: took.as_secs_f64() * 1000.0,
+            beside: false,
         });
     }
 
     /// Adds the daemon's stages, which went on while the client waited for
     /// `waited`; what they do not explain becomes the stage `rest`.
     pub(crate) fn add_remote(&mut self, stages: &[Timing], waited: Duration, rest: &str) {
-        let explained: f64 = stages.iter().map(|timing| timing.ms).sum();
+        let explained: f64 = stages.iter().map(Timing::own_ms).sum();
         self.0.extend_from_slice(stages);
         let ms = (waited.as_secs_f64() * 1000.0 - explained).max(0.0);
         self.0.push(Timing {
             stage: rest.to_owned(),
             ms,
+            beside: false,
         });
     }
 
-    /// Stage, milliseconds, share of the whole, running total.
+    /// Stage, milliseconds, share of the whole, running total. What went on
+    /// beside other stages has neither of the last two.
     pub(crate) fn table(&self) -> String {
-        let whole: f64 = self.0.iter().map(|timing| timing.ms).sum();
+        let whole: f64 = self.0.iter().map(Timing::own_ms).sum();
         let mut table = Table::new(["STAGE", "MS", "SHARE", "TOTAL"]);
         let mut total = 0.0;
         for timing in &self.0 {
+            if timing.beside {
+                table.row([
+                    timing.stage.clone(),
+                    format!("{:.1}", timing.ms),
+                    "beside".to_owned(),
+                    String::new(),
+                ]);
+                continue;
+            }
             total += timing.ms;
             let share = if whole > 0.0 {
                 timing.ms / whole * 100.0
@@ -87,17 +99,23 @@ mod tests {
     fn shares_and_totals_add_up_and_the_unexplained_is_named() {
         let mut timings = Timings::default();
         timings.add("connect", Duration::from_millis(10));
-        let remote = [Timing {
-            stage: "boot_kernel".into(),
-            ms: 60.0,
-        }];
+        let timing = |stage: &str, ms, beside| Timing {
+            stage: stage.into(),
+            ms,
+            beside,
+        };
+        let remote = [
+            timing("guest_nic_driver", 25.0, true),
+            timing("boot_kernel", 60.0, false),
+        ];
         timings.add_remote(&remote, Duration::from_millis(90), "attach");
         assert_eq!(
             timings.table(),
-            "STAGE        MS    SHARE  TOTAL\n\
-             connect      10.0  10.0%  10.0\n\
-             boot_kernel  60.0  60.0%  70.0\n\
-             attach       30.0  30.0%  100.0\n"
+            "STAGE             MS    SHARE   TOTAL\n\
+             connect           10.0  10.0%   10.0\n\
+             guest_nic_driver  25.0  beside  -\n\
+             boot_kernel       60.0  60.0%   70.0\n\
+             attach            30.0  30.0%   100.0\n"
         );
     }
 

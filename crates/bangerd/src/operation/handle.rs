@@ -73,15 +73,27 @@ impl OpHandle {
 
     /// What the guest says its part of the present stage was made of: when
     /// each step ended, milliseconds since its kernel started, the step that
-    /// `begin` names being the start.
-    pub(crate) fn guest_steps(&self, begin: &str, ends: &[(String, u64)]) {
+    /// `begin` names being the start; and how long those took that went on
+    /// `beside` them.
+    pub(crate) fn guest_steps(
+        &self,
+        begin: &str,
+        ends: &[(String, u64)],
+        beside: &[(String, u64)],
+    ) {
         let from = ends.iter().position(|(name, _)| name == begin);
         let pairs = from.map_or(&[][..], |from| &ends[from..]).windows(2);
         let steps = pairs.take(GUEST_STEPS).map(|pair| Timing {
             stage: format!("{GUEST_STEP}{}", word(&pair[1].0)),
             ms: pair[1].1.saturating_sub(pair[0].1) as f64,
+            beside: false,
         });
-        self.live.steps(steps.collect());
+        let beside = beside.iter().take(GUEST_STEPS).map(|(name, ms)| Timing {
+            stage: format!("{GUEST_STEP}{}", word(name)),
+            ms: *ms as f64,
+            beside: true,
+        });
+        self.live.steps(steps.chain(beside).collect());
     }
 
     /// Says something that concerns more than this operation, so that only

@@ -270,11 +270,15 @@ impl State {
         let steps = std::mem::take(&mut self.steps);
         if let Some(stage) = self.operation.stage.clone() {
             let all = now.duration_since(self.stage_began).as_secs_f64() * 1000.0;
-            let known: f64 = steps.iter().map(|step| step.ms).sum();
+            let known: f64 = steps.iter().map(Timing::own_ms).sum();
             self.operation.timings.extend(steps);
             // The guest's clock and ours may differ by the last step's length.
             let ms = (all - known).max(0.0);
-            self.operation.timings.push(Timing { stage, ms });
+            self.operation.timings.push(Timing {
+                stage,
+                ms,
+                beside: false,
+            });
         }
         self.stage_began = now;
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use banger_api::error::Code;
 use banger_engine::machine::{Acceleration, Drive, End, Machine, Nic};
 use banger_model::{Holding, Span};
-use banger_wire::agent::{Boot, Booted, Disks, Stop};
+use banger_wire::agent::{Boot, Booted, Disks, Stop, serial};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -349,15 +349,15 @@ fn machine(house: &House, vm: &Vm, made: &Made, want: &Want, nic: Option<Nic>) -
         read_only,
     };
     let mut drives = vec![
-        drive("root", made.image.rootfs.clone(), true),
-        drive("overlay", house.places.overlay(&vm.id), false),
-        drive("work", house.places.work(&vm.id), false),
+        drive(serial::ROOT, made.image.rootfs.clone(), true),
+        drive(serial::OVERLAY, house.places.overlay(&vm.id), false),
+        drive(serial::WORK, house.places.work(&vm.id), false),
     ];
     drives.extend(
         made.kernel
             .modules
             .clone()
-            .map(|path| drive("modules", path, true)),
+            .map(|path| drive(serial::MODULES, path, true)),
     );
     Machine {
         id: vm.id.to_string(),
@@ -459,7 +459,7 @@ async fn assemble_now(
         () = tokio::time::sleep_until(ready_by) => return Err(AssembleError::Failed(late())),
     };
     if let Some(op) = op {
-        op.guest_steps("asked", &booted.stages);
+        op.guest_steps("asked", &booted.stages, &booted.beside);
     }
     for warning in &booted.warnings {
         tracing::warn!(vm = %vm.name, warning = %printable(warning), "the agent warns");
@@ -483,10 +483,10 @@ fn boot_request(house: &House, vm: &Vm, made: &Made) -> Result<Boot, Failure> {
         clock_unix_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
         entropy_hex: banger_model::id::hex(&seed),
         disks: Disks {
-            root: "root".into(),
-            overlay: "overlay".into(),
-            work: "work".into(),
-            modules: made.kernel.modules.is_some().then(|| "modules".into()),
+            root: serial::ROOT.into(),
+            overlay: serial::OVERLAY.into(),
+            work: serial::WORK.into(),
+            modules: (made.kernel.modules.is_some()).then(|| serial::MODULES.into()),
         },
         image_env: made
             .image

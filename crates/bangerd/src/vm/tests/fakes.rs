@@ -767,6 +767,7 @@ impl Guest for FakeGuest {
                 ("asked".into(), 7),
                 ("Ro\not".into(), 9),
             ],
+            beside: vec![("Nic driver".into(), 3)],
         })
     }
 
