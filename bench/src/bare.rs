@@ -33,7 +33,7 @@ impl Bare {
         // Its disks before they were ever mounted, its command line when it runs.
         let name = "bench-like";
         let _ = house.banger(&["rm", "-f", name]).output()?;
-        house.output(&["create", "--no-start", "--name", name])?;
+        house.output(&["create", "--no-start", "--name", name, "--network", "none"])?;
         let shown: serde_json::Value =
             serde_json::from_slice(&house.output(&["show", name, "--json"])?.stdout)?;
         let runtime = &shown["vm"]["runtime"];
@@ -107,7 +107,7 @@ impl Bare {
 }
 
 /// The command line of the engine that runs this VM.
-fn engine_of(id: &str) -> Result<Vec<String>> {
+pub(crate) fn engine_of(id: &str) -> Result<Vec<String>> {
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path().join("cmdline");
         let Ok(bytes) = fs::read(&path) else { continue };
@@ -123,7 +123,7 @@ fn engine_of(id: &str) -> Result<Vec<String>> {
     anyhow::bail!("no engine runs VM {id}")
 }
 
-fn value_after<'a>(argv: &'a [String], flag: &str) -> Result<&'a str> {
+pub(crate) fn value_after<'a>(argv: &'a [String], flag: &str) -> Result<&'a str> {
     let at = argv
         .iter()
         .position(|word| word == flag)
@@ -135,7 +135,7 @@ fn value_after<'a>(argv: &'a [String], flag: &str) -> Result<&'a str> {
 
 /// Leaves out what belongs to the channel and to QMP, and points files at our
 /// own. Everything else stays as it is.
-fn rewrite(
+pub(crate) fn rewrite(
     original: &[String],
     directory: &Path,
     initrd: &Path,
@@ -195,7 +195,7 @@ fn with_file(value: &str, name: &str, path: &Path) -> String {
 }
 
 /// Copies a sparse file with its holes. Not timed.
-fn sparse_copy(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn sparse_copy(from: &Path, to: &Path) -> Result<()> {
     let status = Command::new("cp")
         .arg("--sparse=always")
         .arg(from)
@@ -207,7 +207,7 @@ fn sparse_copy(from: &Path, to: &Path) -> Result<()> {
 
 /// The same cpio with another `/init`: newc entries are a 110-byte header of
 /// hex fields, the name and the data, each padded to four bytes.
-fn replace_init(from: &Path, init: &Path, to: &Path) -> Result<()> {
+pub(crate) fn replace_init(from: &Path, init: &Path, to: &Path) -> Result<()> {
     let archive = fs::read(from)?;
     let new_init = fs::read(init).with_context(|| format!("no {}", init.display()))?;
     let mut out = Vec::with_capacity(archive.len());

@@ -81,10 +81,11 @@ impl House {
         Ok(output)
     }
 
-    /// `run --rm -- true`, from fork to the end of the command line's process.
-    pub(crate) fn run_true(&self) -> Result<Run> {
+    /// `run --rm -- true` in a network mode, from fork to the end of the command line's process.
+    pub(crate) fn run_true(&self, network: &str) -> Result<Run> {
         let begin = Instant::now();
-        let output = self.output(&["run", "--rm", "--json", "--", "true"])?;
+        let line = ["run", "--rm", "--network", network, "--json", "--", "true"];
+        let output = self.output(&line)?;
         let wall = begin.elapsed();
         let text = String::from_utf8_lossy(&output.stderr);
         let last = text.lines().last().context("--json prints a last line")?;
@@ -109,36 +110,42 @@ impl House {
         let ping: Value =
             serde_json::from_slice(&self.output(&["daemon", "status", "--json"])?.stdout)?;
         let pid = ping["pid"].as_u64().context("a pid")?;
-        let switches = || -> Result<u64> {
-            let mut sum = 0;
-            for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-                let status = fs::read_to_string(task?.path().join("status"))?;
-                sum += status
-                    .lines()
-                    .filter(|line| line.contains("ctxt_switches"))
-                    .filter_map(|line| line.rsplit(char::is_whitespace).next()?.parse::<u64>().ok())
-                    .sum::<u64>();
-            }
-            Ok(sum)
-        };
-        let before = switches()?;
-        // The time is the measure here: how often does it wake in ten seconds?
-        let _ = rustix::thread::nanosleep(&rustix::time::Timespec {
-            tv_sec: 10,
-            tv_nsec: 0,
-        });
-        // A thread that ended takes its count along.
-        let wakeups = switches()?.saturating_sub(before);
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let rss = status
-            .lines()
-            .find(|line| line.starts_with("VmRSS"))
-            .unwrap_or("VmRSS: ?");
-        Ok(format!(
-            "idle daemon: {}, {wakeups} context switches in 10 s",
-            rss.split_whitespace().collect::<Vec<_>>().join(" ")
-        ))
+        Ok(format!("idle daemon: {}", at_rest(pid)?))
     }
+}
+
+/// What a process costs that has nothing to do: memory, and how often it wakes
+/// in ten seconds.
+pub(crate) fn at_rest(pid: u64) -> Result<String> {
+    let switches = || -> Result<u64> {
+        let mut sum = 0;
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let status = fs::read_to_string(task?.path().join("status"))?;
+            sum += status
+                .lines()
+                .filter(|line| line.contains("ctxt_switches"))
+                .filter_map(|line| line.rsplit(char::is_whitespace).next()?.parse::<u64>().ok())
+                .sum::<u64>();
+        }
+        Ok(sum)
+    };
+    let before = switches()?;
+    // The time is the measure here.
+    let _ = rustix::thread::nanosleep(&rustix::time::Timespec {
+        tv_sec: 10,
+        tv_nsec: 0,
+    });
+    // A thread that ended takes its count along.
+    let wakeups = switches()?.saturating_sub(before);
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let rss = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS"))
+        .unwrap_or("VmRSS: ?");
+    Ok(format!(
+        "{}, {wakeups} context switches in 10 s",
+        rss.split_whitespace().collect::<Vec<_>>().join(" ")
+    ))
 }
 
 impl Drop for House {

@@ -1,9 +1,11 @@
 //! Ratios of banger against the bare engine, both measured in this run.
 //!
-//! `run --rm -- true` is held against the same QEMU with the same kernel,
-//! modules, devices and disks, booting a minimal init ([`bench-init`]) to the
-//! same command and a reset. The two command lines are printed: they differ
-//! only in the initramfs and in the line to the agent.
+//! `run --rm --network none -- true` is held against the same QEMU with the
+//! same kernel, modules, devices and disks, booting a minimal init
+//! ([`bench-init`]) to the same command and a reset. The two command lines are
+//! printed: they differ only in the initramfs and in the line to the agent. The
+//! same run with a network shows what a gateway costs at the start; what it is
+//! worth afterwards is held against QEMU's own way out, see [`network`].
 //!
 //! [`bench-init`]: ../bin/bench-init.rs
 
@@ -12,30 +14,52 @@
 mod bare;
 mod house;
 mod measure;
+mod network;
+mod slirp;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::bare::Bare;
 use crate::house::House;
-use crate::measure::{Series, ratios};
+use crate::measure::{Series, network_cost, ratios};
 
 fn main() -> Result<()> {
-    let rounds: usize = match std::env::args().nth(1) {
+    let mut words = std::env::args().skip(1);
+    let rounds: usize = match words.next() {
         Some(text) => text
             .parse()
-            .context("the argument is the number of rounds")?,
+            .context("the first argument is the number of rounds")?,
         None => 9,
     };
+    let section = words.next().unwrap_or_else(|| "all".to_owned());
+    ensure!(
+        ["all", "run", "network"].contains(&&*section),
+        "the second argument is run or network, not {section}"
+    );
+    if section != "network" {
+        run(rounds)?;
+    }
+    if section != "run" {
+        println!("\n## network\n");
+        println!("{}", network::section(rounds)?);
+    }
+    Ok(())
+}
+
+/// A whole machine for one command.
+fn run(rounds: usize) -> Result<()> {
     let house = House::open()?;
     // Image, kernel and initramfs are made by the first run, which is not measured.
-    house.run_true()?;
+    house.run_true("user")?;
+    house.run_true("none")?;
     let bare = Bare::like(&house)?;
     bare.run()?;
 
-    let (mut ours, mut theirs) = (Series::default(), Series::default());
+    let (mut networked, mut ours, mut theirs) = <(Series, Series, Series)>::default();
     for round in 1..=rounds {
         // Paired, so that a machine whose speed drifts does not decide.
-        ours.push(house.run_true()?);
+        networked.push(house.run_true("user")?);
+        ours.push(house.run_true("none")?);
         theirs.push(bare.run()?);
         eprintln!("round {round}/{rounds}");
     }
@@ -43,7 +67,8 @@ fn main() -> Result<()> {
     println!("## run --rm -- true\n");
     println!("banger's engine:\n  {}\n", bare.original.join(" "));
     println!("bare engine:\n  {}\n", bare.argv.join(" "));
-    println!("{}", ours.table("banger, stages in ms"));
+    println!("{}", networked.table("banger with a network, stages in ms"));
+    println!("{}", ours.table("banger without one, stages in ms"));
     println!(
         "{}",
         theirs.table("bare engine, stages in ms since exec or the kernel's start")
@@ -52,6 +77,15 @@ fn main() -> Result<()> {
         "{}",
         ratios("banger / bare engine", &ours.walls(), &theirs.walls())
     );
+    println!(
+        "{}",
+        ratios(
+            "with / without a network",
+            &networked.walls(),
+            &ours.walls()
+        )
+    );
+    println!("{}", network_cost(&networked, &ours));
     println!("{}", house.idle()?);
     Ok(())
 }

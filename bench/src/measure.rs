@@ -11,6 +11,14 @@ pub(crate) struct Run {
     pub(crate) stages: Vec<(String, f64)>,
 }
 
+impl Run {
+    /// Milliseconds of a stage; zero where there was none.
+    fn stage(&self, name: &str) -> f64 {
+        let stage = self.stages.iter().find(|(stage, _)| stage == name);
+        stage.map_or(0.0, |(_, ms)| *ms)
+    }
+}
+
 /// Runs of the same thing.
 #[derive(Default)]
 pub(crate) struct Series {
@@ -69,6 +77,32 @@ pub(crate) fn ratios(title: &str, ours: &[f64], theirs: &[f64]) -> String {
         "{title}: median {median:.3}, min {min:.3}, max {max:.3} over {} pairs",
         pairs.len()
     )
+}
+
+/// What a network costs: the whole of it outside of the kernel's boot, which
+/// is the same and differs most from run to run, and the time of its driver.
+pub(crate) fn network_cost(with: &Series, without: &Series) -> String {
+    let outside = |run: &Run| run.wall.as_secs_f64() * 1000.0 - run.stage("boot_kernel");
+    let pairs = with.runs.iter().zip(&without.runs);
+    let extra: Vec<f64> = pairs.map(|(a, b)| outside(a) - outside(b)).collect();
+    let driver: Vec<f64> = with
+        .runs
+        .iter()
+        .map(|run| run.stage("guest_nic_driver"))
+        .collect();
+    let ((extra, min, max), driver) = (spread(&extra), spread(&driver).0);
+    format!(
+        "a network, outside of the kernel's boot: median {extra:.1} ms more, min {min:.1}, \
+         max {max:.1}; its driver loads in {driver:.1} ms beside the disks"
+    )
+}
+
+/// A line with the medians of both and of the ratios of pairs.
+pub(crate) fn pairs(title: &str, ours: &[f64], theirs: &[f64]) -> String {
+    let each: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a / b).collect();
+    let (ratio, min, max) = spread(&each);
+    let (ours, theirs) = (spread(ours).0, spread(theirs).0);
+    format!("  {title:<34} {ours:>9.3} {theirs:>9.3} {ratio:>7.2} {min:>7.2} {max:>7.2}")
 }
 
 /// Median, minimum and maximum.

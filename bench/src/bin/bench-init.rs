@@ -4,6 +4,9 @@
 //!
 //! It prints `bench-stage NAME SECONDS` (since the kernel's start) on the
 //! console, and nothing else.
+//!
+//! With `bench-obey=ADDR` on the kernel's command line it sets the network card
+//! up as a guest of banger has it, and asks there for what to measure.
 
 #![forbid(unsafe_code)]
 
@@ -27,18 +30,31 @@ fn fs_mount(source: &str, target: &str, kind: &str, flags: MountFlags, data: Opt
         .unwrap_or_else(|cause| panic!("cannot mount {kind} on {target}: {cause}"));
 }
 
+/// Loads what a list of the initramfs names.
+fn load(list: &str) {
+    for name in list.lines() {
+        let file = fs::File::open(format!("/modules/{name}")).expect("the module is there");
+        // A module that is there already, or has no device, is no failure.
+        let _ = finit_module(&file, c"", 0);
+    }
+}
+
 fn machine() {
     for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
         fs_mount(kind, target, kind, MountFlags::empty(), None);
     }
     stage("init");
     let order = fs::read_to_string("/modules/order").expect("the initramfs has modules/order");
-    for name in order.lines() {
-        let file = fs::File::open(format!("/modules/{name}")).expect("the module is there");
-        // A module that is there already, or has no device, is no failure.
-        let _ = finit_module(&file, c"", 0);
-    }
+    load(&order);
     stage("modules");
+    let arguments = fs::read_to_string("/proc/cmdline").expect("proc is mounted");
+    let boss = arguments
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("bench-obey="));
+    if boss.is_some() {
+        let network = fs::read_to_string("/modules/network");
+        load(&network.expect("the initramfs has modules/network"));
+    }
     fs_mount("tmpfs", "/mnt", "tmpfs", MountFlags::empty(), None);
     for directory in ["image", "overlay", "root"] {
         fs::create_dir(format!("/mnt/{directory}")).expect("tmpfs takes directories");
@@ -70,6 +86,16 @@ fn machine() {
     stage("root");
     chroot("/mnt/root").expect("the root is a directory");
     std::env::set_current_dir("/").expect("the root is a directory");
+    if let Some(boss) = boss {
+        // Commands are started with /dev/null.
+        fs_mount("devtmpfs", "/dev", "devtmpfs", MountFlags::empty(), None);
+        let script = format!(
+            "ip link set lo up && ip addr add 10.0.2.15/24 dev eth0 && ip link set eth0 up && \
+             ip route add default via 10.0.2.2 && exec /bin/probe obey {boss}"
+        );
+        let status = Command::new("/bin/sh").args(["-c", &script]).status();
+        panic!("whoever should obey said {status:?}");
+    }
     let status = Command::new("/bin/true")
         .status()
         .expect("the image has /bin/true");

@@ -18,6 +18,8 @@
 //! probe tick ADDR                   one connection, a line a tenth of a second
 //! probe knock SECONDS ADDR          new connections all the time
 //! probe measure WHAT ADDR [N]       times for the benchmarks
+//! probe post ADDR                   commands from the input for who asks there
+//! probe obey ADDR                   asks there for commands
 //! ```
 //!
 //! What came of it is one line of words on stdout; the status is 0 for every
@@ -29,6 +31,7 @@ mod client;
 mod dns;
 mod measure;
 mod pattern;
+mod remote;
 mod serve;
 mod try_out;
 
@@ -67,6 +70,8 @@ fn main() -> Outcome<()> {
         ["tick", at] => client::tick(at.parse()?),
         ["knock", time, at] => client::knock(seconds(time)?, at.parse()?),
         ["measure", what, at, ref rest @ ..] => measure::run(what, at.parse::<SocketAddr>()?, rest),
+        ["post", at] => remote::post(at.parse()?),
+        ["obey", at] => remote::obey(at.parse()?),
         _ => Err(format!("unknown words: {words:?}").into()),
     }
 }
