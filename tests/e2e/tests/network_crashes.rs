@@ -8,6 +8,8 @@ use e2e::{House, Kernel, Root, World, house, skip, wait};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
+/// Bytes that no test waits for.
+const WITHOUT_END: u64 = 1 << 50;
 
 fn settled() -> Option<(House, World)> {
     let house = House::new();
@@ -52,10 +54,10 @@ fn a_killed_gateway_is_replaced_and_the_guest_never_stops() {
     let engine = house.engines()[0].pid;
     for round in 0..3 {
         let start = |line: &str| world.call_probe(&house, "box", line).start();
-        // Open in all three ways; nobody is fast, so that the guest has time to knock.
+        // As fast as the machine can, both ways, far longer than the test.
         let tick = start(&format!("tick {at}"));
-        let up = start(&format!("up 50000000 {at} 600"));
-        let _down = start(&format!("down 50000000 {at} 600"));
+        let up = start(&format!("up {WITHOUT_END} {at}"));
+        let _down = start(&format!("down {WITHOUT_END} {at}"));
         tick.wait_for_out("3\n", SOON);
         wait::until_true("all are under way", SOON, || {
             counters(&house)["tcp_flows"].as_u64() >= Some(3)
@@ -74,9 +76,9 @@ fn a_killed_gateway_is_replaced_and_the_guest_never_stops() {
             panic!("{said}");
         };
         assert!(connections > 3, "{said}");
-        // A second is what is meant; what else this machine does takes its time.
-        assert!(gap < 5000, "the network was away for {gap} ms");
-        assert!(still < 5000, "the guest stood still for {still} ms");
+        // Beside the time that the whole guest stood still, as a busy host makes it.
+        let away = gap.saturating_sub(still);
+        assert!(away < 1000, "the network was away for {away} ms");
         // Who sends hears that its connection is no more.
         assert!(tick.wait().ok().line().ends_with("reset"));
         assert_eq!(up.wait().ok().line(), "reset");

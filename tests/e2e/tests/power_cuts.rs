@@ -438,6 +438,40 @@ fn an_engine_that_died_with_its_daemon_leaves_nothing() {
 }
 
 #[test]
+fn a_replacement_of_a_gateway_cut_anywhere_is_made_up_for() {
+    let Some(seams) = seams() else {
+        skip!("bangerd was built without the feature failpoints")
+    };
+    let house = House::with(Root::Bare, Kernel::Old);
+    let _ = house.banger("list").ok();
+    let before = house.census();
+    let mut report = Report::new("replacement");
+    for seam in seams.iter().filter(|s| s.starts_with("gateway.")) {
+        let pid = arm(&house, seam, None);
+        let _ = house.banger("create --name cut").ok();
+        for gateway in house.gateways() {
+            house::kill(gateway.pid);
+        }
+        wait::until_true(&format!("the power goes at {seam}"), SOON, || is_dead(pid));
+        report.cut.push(seam.clone());
+        recover(&house);
+        let state = house.state_of("cut");
+        if state != "running" {
+            report.wrong.push(format!("{seam}: the state is {state:?}"));
+        }
+        // Taken over or lost, after a restart there is one.
+        let _ = house.banger("restart cut").ok();
+        let gateways = house.gateways().len();
+        if gateways != 1 {
+            report.wrong.push(format!("{seam}: {gateways} gateways"));
+        }
+        let _ = house.banger("rm -f cut").ok();
+        report.compare(seam, &house, &before);
+    }
+    report.close(|_| true);
+}
+
+#[test]
 fn without_the_intent_of_any_holding_something_is_left() {
     let Some(seams) = seams() else {
         skip!("bangerd was built without the feature failpoints")
