@@ -4,27 +4,27 @@
 //! (a `lost+found` of the input), what it fails on late (empty files, too many inodes), and
 //! what it would wrap silently (times). Images are sparse files; nothing is mounted.
 
+mod content;
+mod layout;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use mkext4::sink::FileSink;
-use mkext4::{FsBuilder, InodeCount, InodeHandle, Options, SparseSeg, SpecialKind};
+use mkext4::{FsBuilder, InodeCount, Options};
 
 use crate::progress::{Cancel, Cancelled, Report};
-use crate::tar::Time;
-use crate::tree::{Data, Kind, Meta, NodeId, Tree};
-use crate::xattr;
+use crate::tree::Tree;
+
+use content::{Counted, content, source_order};
+use layout::declare;
 
 /// The smallest disk that is made.
 pub const MIN_DISK_BYTES: u64 = 256 << 20;
 /// The largest disk that is made.
 pub const MAX_DISK_BYTES: u64 = 128 << 30;
 const BLOCK: u64 = 4096;
-/// What an inode's 34 bits of seconds hold.
-const TIMES: std::ops::RangeInclusive<i64> = -0x8000_0000..=0x3_7fff_ffff;
-
 /// An image could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
@@ -288,306 +288,6 @@ fn builder(options: &ImageOptions, inodes: u64) -> Result<FsBuilder, WriteError>
     FsBuilder::new(wanted).map_err(layout_error)
 }
 
-/// A file that content has to be written for.
-struct Pending<'a> {
-    handle: InodeHandle,
-    data: &'a Data,
-}
-
-/// Declares the whole tree: directories first to last, siblings in the order they came in, so
-/// that content lies on the disk as it lay in the archive.
-fn declare<'a>(
-    tree: &'a Tree,
-    builder: &mut FsBuilder,
-    cancel: &Cancel,
-) -> Result<Vec<Pending<'a>>, WriteError> {
-    let mut handles: Vec<Option<InodeHandle>> = vec![None; tree.node_count()];
-    let mut files = Vec::new();
-    set_root(builder, tree.meta(NodeId::ROOT))?;
-    let mut pending = vec![(NodeId::ROOT, mkext4::ROOT)];
-    while let Some((directory, parent)) = pending.pop() {
-        cancel.check()?;
-        let mut children: Vec<(&str, NodeId)> = tree.children(directory).collect();
-        children.sort_by_key(|(_, id)| *id);
-        let mut below = Vec::new();
-        for (name, id) in children {
-            // The writer makes its own; a second one is a damaged image.
-            if directory == NodeId::ROOT && name == "lost+found" {
-                continue;
-            }
-            let known = &mut handles[id.position()];
-            if let Some(handle) = *known {
-                builder
-                    .hardlink(parent, name, handle)
-                    .map_err(layout_error)?;
-                continue;
-            }
-            let handle = declare_node(tree, builder, parent, name, id, &mut files)?;
-            *known = Some(handle);
-            if matches!(tree.kind(id), Kind::Directory(_)) {
-                below.push((id, handle));
-            }
-        }
-        pending.extend(below.into_iter().rev());
-    }
-    Ok(files)
-}
-
-fn declare_node<'a>(
-    tree: &'a Tree,
-    builder: &mut FsBuilder,
-    parent: InodeHandle,
-    name: &str,
-    id: NodeId,
-    files: &mut Vec<Pending<'a>>,
-) -> Result<InodeHandle, WriteError> {
-    let meta = writer_meta(tree.meta(id));
-    let handle = match tree.kind(id) {
-        Kind::Directory(_) => builder.mkdir(parent, name, meta),
-        Kind::Symlink(target) => {
-            let mut meta = meta;
-            meta.mode = 0o777;
-            builder.symlink(parent, name, target, meta)
-        }
-        Kind::CharDevice(major, minor) => {
-            let (major, minor) = (*major, *minor);
-            builder.mknod(parent, name, meta, SpecialKind::Char { major, minor })
-        }
-        Kind::BlockDevice(major, minor) => {
-            let (major, minor) = (*major, *minor);
-            builder.mknod(parent, name, meta, SpecialKind::Block { major, minor })
-        }
-        Kind::Fifo => builder.mknod(parent, name, meta, SpecialKind::Fifo),
-        Kind::File(data) => {
-            let declared = match data {
-                Data::Sparse { map, size, .. } => {
-                    let segments = block_segments(map, *size);
-                    if segments.is_empty() {
-                        builder.file(parent, name, meta, 0)
-                    } else {
-                        builder.file_sparse(parent, name, meta, &segments)
-                    }
-                }
-                _ => builder.file(parent, name, meta, data.size()),
-            };
-            // An empty file, or one that is all hole, must not be filled.
-            if let Ok(handle) = &declared
-                && data.stored() > 0
-            {
-                files.push(Pending {
-                    handle: *handle,
-                    data,
-                });
-            }
-            declared
-        }
-    }
-    .map_err(layout_error)?;
-    for (name, value) in &tree.meta(id).xattrs {
-        let value = xattr::on_disk(name, value).map_err(|why| WriteError::Layout {
-            why: why.to_owned(),
-        })?;
-        builder
-            .set_xattr(handle, name, &value)
-            .map_err(layout_error)?;
-    }
-    Ok(handle)
-}
-
-fn set_root(builder: &mut FsBuilder, meta: &Meta) -> Result<(), WriteError> {
-    builder
-        .set_meta(mkext4::ROOT, writer_meta(meta))
-        .map_err(layout_error)?;
-    for (name, value) in &meta.xattrs {
-        let value = xattr::on_disk(name, value).map_err(|why| WriteError::Layout {
-            why: why.to_owned(),
-        })?;
-        builder
-            .set_xattr(mkext4::ROOT, name, &value)
-            .map_err(layout_error)?;
-    }
-    Ok(())
-}
-
-fn writer_meta(meta: &Meta) -> mkext4::Meta {
-    let Time { seconds, nanos } = meta.mtime;
-    let clamped = seconds.clamp(*TIMES.start(), *TIMES.end());
-    let nanos = if clamped == seconds { nanos } else { 0 };
-    mkext4::Meta::new(meta.mode, meta.uid, meta.gid, (clamped, nanos))
-}
-
-/// Stored ranges rounded out to blocks, with the holes between them.
-fn block_ranges(map: &[(u64, u64)], size: u64) -> Vec<(u64, u64)> {
-    let mut ranges: Vec<(u64, u64)> = Vec::new();
-    for &(offset, length) in map {
-        let start = offset / BLOCK * BLOCK;
-        let end = (offset + length).next_multiple_of(BLOCK).min(size);
-        match ranges.last_mut() {
-            Some((_, last)) if *last >= start => *last = end.max(*last),
-            _ => ranges.push((start, end)),
-        }
-    }
-    ranges
-}
-
-fn block_segments(map: &[(u64, u64)], size: u64) -> Vec<SparseSeg> {
-    let mut segments = Vec::new();
-    let mut at = 0;
-    for (start, end) in block_ranges(map, size) {
-        if start > at {
-            segments.push(SparseSeg::Hole(start - at));
-        }
-        segments.push(SparseSeg::Data(end - start));
-        at = end;
-    }
-    if size > at {
-        segments.push(SparseSeg::Hole(size - at));
-    }
-    segments
-}
-
-fn source_order(data: &Data) -> (usize, u64) {
-    match data {
-        Data::Span { source, offset, .. } | Data::Sparse { source, offset, .. } => {
-            (*source, *offset)
-        }
-        Data::Inline(_) | Data::Host { .. } => (usize::MAX, 0),
-    }
-}
-
-/// A range of a file, read by position: its cursor is nobody else's.
-struct Range<'a> {
-    file: &'a File,
-    at: u64,
-    left: u64,
-}
-
-impl Read for Range<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let room =
-            usize::try_from(self.left.min(buffer.len() as u64)).expect("it is at most a length");
-        let read = self.file.read_at(&mut buffer[..room], self.at)?;
-        self.at += read as u64;
-        self.left -= read as u64;
-        Ok(read)
-    }
-}
-
-/// The bytes a file is filled with: for a sparse one its rounded ranges one after another.
-fn content<'a>(data: &'a Data, sources: &'a [File]) -> io::Result<Box<dyn Read + 'a>> {
-    Ok(match data {
-        Data::Inline(bytes) => Box::new(bytes.as_slice()),
-        Data::Span {
-            source,
-            offset,
-            size,
-        } => Box::new(Range {
-            file: &sources[*source],
-            at: *offset,
-            left: *size,
-        }),
-        Data::Host { path, size } => Box::new(File::open(path)?.take(*size)),
-        Data::Sparse {
-            source,
-            offset,
-            map,
-            size,
-        } => Box::new(Pieces {
-            file: &sources[*source],
-            list: pieces(map, *size, *offset).into_iter(),
-            current: None,
-        }),
-    })
-}
-
-/// A piece of a sparse file's content: zeros, or a range of its source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Piece {
-    Zeros(u64),
-    Stored { at: u64, left: u64 },
-}
-
-/// Everything inside the rounded ranges, in order; `stored` is where the source begins.
-fn pieces(map: &[(u64, u64)], size: u64, mut stored: u64) -> Vec<Piece> {
-    let mut list = Vec::with_capacity(map.len() * 2);
-    let mut rest = map.iter().copied().peekable();
-    for (start, end) in block_ranges(map, size) {
-        let mut at = start;
-        while let Some((offset, length)) = rest.next_if(|(offset, _)| *offset < end) {
-            list.push(Piece::Zeros(offset - at));
-            list.push(Piece::Stored {
-                at: stored,
-                left: length,
-            });
-            stored += length;
-            at = offset + length;
-        }
-        list.push(Piece::Zeros(end - at));
-    }
-    list
-}
-
-/// Reads pieces one after another.
-struct Pieces<'a> {
-    file: &'a File,
-    list: std::vec::IntoIter<Piece>,
-    current: Option<Piece>,
-}
-
-impl Read for Pieces<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() {
-            return Ok(0);
-        }
-        loop {
-            let room = |left: u64| {
-                usize::try_from(left.min(buffer.len() as u64)).expect("it is at most a length")
-            };
-            match &mut self.current {
-                Some(Piece::Zeros(left)) if *left > 0 => {
-                    let count = room(*left);
-                    buffer[..count].fill(0);
-                    *left -= count as u64;
-                    return Ok(count);
-                }
-                Some(Piece::Stored { at, left }) if *left > 0 => {
-                    let count = room(*left);
-                    let read = self.file.read_at(&mut buffer[..count], *at)?;
-                    *at += read as u64;
-                    *left -= read as u64;
-                    return Ok(read);
-                }
-                _ => match self.list.next() {
-                    Some(next) => self.current = Some(next),
-                    None => return Ok(0),
-                },
-            }
-        }
-    }
-}
-
-/// Counts what passes, and ends it when cancelled.
-struct Counted<'a, R> {
-    inner: R,
-    done: &'a mut u64,
-    total: u64,
-    cancel: &'a Cancel,
-    report: &'a dyn Report,
-}
-
-impl<R: Read> Read for Counted<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.cancel
-            .check()
-            .map_err(|_| io::Error::from(io::ErrorKind::Other))?;
-        let read = self.inner.read(buffer)?;
-        *self.done += read as u64;
-        self.report
-            .bytes((*self.done).min(self.total), Some(self.total));
-        Ok(read)
-    }
-}
-
 fn layout_error(error: mkext4::Error) -> WriteError {
     WriteError::Layout {
         why: error.to_string(),
@@ -620,52 +320,4 @@ fn random_uuid() -> io::Result<[u8; 16]> {
     uuid[6] = uuid[6] & 0x0f | 0x40;
     uuid[8] = uuid[8] & 0x3f | 0x80;
     Ok(uuid)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sparse_ranges_become_whole_blocks_and_zeros_fill_their_edges() {
-        let map = [
-            (100, 50),
-            (4096 * 3 + 1, 10),
-            (4096 * 3 + 20, 4096),
-            (4096 * 10 - 6, 6),
-        ];
-        let size = 4096 * 10;
-        assert_eq!(
-            block_ranges(&map, size),
-            [(0, 4096), (4096 * 3, 4096 * 5), (4096 * 9, 4096 * 10)]
-        );
-        let mut stored = tempfile::tempfile().unwrap();
-        let bytes: Vec<u8> = (0..50 + 10 + 4096 + 6)
-            .map(|i| (i % 250) as u8 + 1)
-            .collect();
-        io::Write::write_all(&mut stored, &bytes).unwrap();
-        let data = Data::Sparse {
-            source: 0,
-            offset: 0,
-            map: map.to_vec(),
-            size,
-        };
-        let mut whole = vec![0u8; usize::try_from(size).unwrap()];
-        let mut from = 0;
-        for (offset, length) in map {
-            let (offset, length) = (offset as usize, length as usize);
-            whole[offset..offset + length].copy_from_slice(&bytes[from..from + length]);
-            from += length;
-        }
-        let mut expected = Vec::new();
-        for (start, end) in block_ranges(&map, size) {
-            expected.extend_from_slice(&whole[start as usize..end as usize]);
-        }
-        let mut filled = Vec::new();
-        content(&data, &[stored])
-            .unwrap()
-            .read_to_end(&mut filled)
-            .unwrap();
-        assert!(filled == expected);
-    }
 }
