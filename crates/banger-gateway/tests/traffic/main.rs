@@ -318,8 +318,19 @@ room_test!(
             }
             assert_eq!(scene.gateway.counters().tcp_flows, 1);
         }
-        // Nothing to time: it does not wake up any more.
-        let before = scene.gateway.status("voluntary_ctxt_switches");
+        // Nothing to time: it does not wake up any more, once it has gone to sleep after its
+        // last answer.
+        let give_up = Instant::now() + PATIENCE;
+        let mut before = scene.gateway.status("voluntary_ctxt_switches");
+        loop {
+            scene.guest.idle(Duration::from_millis(200));
+            let now = scene.gateway.status("voluntary_ctxt_switches");
+            if now == before {
+                break;
+            }
+            assert!(Instant::now() < give_up, "it never sleeps");
+            before = now;
+        }
         scene.guest.idle(Duration::from_secs(3));
         assert_eq!(scene.gateway.status("voluntary_ctxt_switches"), before);
         scene.is_as_small_as_before();
