@@ -3,12 +3,16 @@
 //! The format is taken from the first bytes, never from a name. Memory for windows and
 //! dictionaries is limited; how much comes out is limited by [`Bounded`] around the result.
 
-use std::io::{self, BufRead, Read};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt as _;
 
 /// Memory that an xz or zstd stream may ask for: the largest presets fit.
 const MEMORY_LIMIT: u64 = 256 << 20;
 /// log2 of the same for zstd's window.
 const WINDOW_LOG: u32 = 28;
+/// Read from a file at once, bytes.
+const ROUND: usize = 128 << 10;
 
 /// How bytes are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +64,31 @@ pub fn unpack<'a, R: BufRead + 'a>(mut input: R) -> io::Result<Box<dyn Read + 'a
             Box::new(decoder)
         }
     })
+}
+
+/// Unpacks a file from its first byte, wherever its cursor stands.
+///
+/// # Errors
+/// Those of [`unpack`].
+pub fn unpack_file(file: &File) -> io::Result<Box<dyn Read + '_>> {
+    unpack(BufReader::with_capacity(ROUND, Positioned { file, at: 0 }))
+}
+
+/// A file read by position: its cursor may be somebody else's.
+#[derive(Debug)]
+pub struct Positioned<'a> {
+    /// What is read.
+    pub file: &'a File,
+    /// Where the next byte comes from.
+    pub at: u64,
+}
+
+impl Read for Positioned<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
 }
 
 /// Reads at most so many bytes, and fails where `take` would quietly end.

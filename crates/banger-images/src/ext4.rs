@@ -15,9 +15,9 @@ use mkext4::sink::FileSink;
 use mkext4::{FsBuilder, InodeCount, Options};
 
 use crate::progress::{Cancel, Cancelled, Report};
-use crate::tree::Tree;
+use crate::tree::{Source, Tree};
 
-use content::{Counted, content, source_order};
+use content::{Counted, Streams, source_order};
 use layout::declare;
 
 /// The smallest disk that is made.
@@ -89,7 +89,7 @@ pub trait RootfsWriter {
     fn write(
         &self,
         tree: &Tree,
-        sources: &[File],
+        sources: &[Source],
         out: &Path,
         options: &ImageOptions,
         cancel: &Cancel,
@@ -124,7 +124,7 @@ impl RootfsWriter for InProcess {
     fn write(
         &self,
         tree: &Tree,
-        sources: &[File],
+        sources: &[Source],
         out: &Path,
         options: &ImageOptions,
         cancel: &Cancel,
@@ -140,7 +140,7 @@ impl RootfsWriter for InProcess {
 
 fn write_tree(
     tree: &Tree,
-    sources: &[File],
+    sources: &[Source],
     out: &Path,
     options: &ImageOptions,
     cancel: &Cancel,
@@ -166,9 +166,10 @@ fn write_tree(
     files.sort_by_key(|file| source_order(file.data));
     let total: u64 = files.iter().map(|file| file.data.stored()).sum();
     let mut done = 0;
+    let mut streams = Streams::over(sources);
     for file in &files {
         cancel.check()?;
-        let mut content = content(file.data, sources).map_err(io_error)?;
+        let mut content = streams.content(file.data).map_err(io_error)?;
         let mut counted = Counted {
             inner: &mut content,
             done: &mut done,

@@ -26,7 +26,7 @@ use crate::process::RunError;
 use crate::progress::{Cancel, Cancelled, Report};
 use crate::sources::{self, Entry};
 use crate::tar::Limits;
-use crate::tree::{self, ReadError};
+use crate::tree::{self, ReadError, Source};
 
 use jail::Jail;
 use mmdebstrap::run_mmdebstrap;
@@ -230,7 +230,7 @@ fn in_work(
     let mut tree = tree::from_tar(&spool, 0, &Limits::default(), cancel, report)?;
     // The open file keeps the bytes; nobody else needs its name.
     let _ = std::fs::remove_file(&tar);
-    let sources = [spool];
+    let sources = [Source::Plain(spool)];
     let status = tree
         .read("var/lib/dpkg/status", &sources, STATUS_LIMIT)
         .map_err(io_error("read the list of packages"))?

@@ -216,6 +216,16 @@ impl<R: Skip> Reader<R> {
         }
     }
 
+    /// What may still come, in this archive or the next one of the same image.
+    #[must_use]
+    pub fn left(&self) -> Limits {
+        Limits {
+            entries: self.limits.entries.saturating_sub(self.entries),
+            unpacked_bytes: self.limits.unpacked_bytes.saturating_sub(self.unpacked),
+            ..self.limits
+        }
+    }
+
     /// The next entry, or `None` at the end of the archive.
     ///
     /// # Errors

@@ -6,17 +6,22 @@
 
 mod archive;
 mod directory;
+mod layers;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 
+use crate::codec::{self, Positioned};
 use crate::progress::Cancelled;
 use crate::tar::{Limits, TarError, Time};
 
 use archive::checked_parts;
 pub use archive::from_tar;
 pub use directory::from_dir;
+use layers::Layer;
+pub use layers::from_layers;
 
 /// Symlinks followed on the way to one entry.
 const LINK_LIMIT: usize = 40;
@@ -118,6 +123,32 @@ impl Data {
     }
 }
 
+/// What the bytes of a tree's files are read from.
+#[derive(Debug)]
+pub enum Source {
+    /// Offsets are those of the file.
+    Plain(File),
+    /// However it is compressed, offsets are those of its unpacked bytes.
+    Packed(File),
+}
+
+impl Source {
+    /// Its bytes from `offset` on. A packed one is unpacked up to there.
+    ///
+    /// # Errors
+    /// Those of [`codec::unpack`].
+    pub fn bytes_from(&self, offset: u64) -> std::io::Result<Box<dyn Read + '_>> {
+        match self {
+            Source::Plain(file) => Ok(Box::new(Positioned { file, at: offset })),
+            Source::Packed(file) => {
+                let mut unpacked = codec::unpack_file(file)?;
+                std::io::copy(&mut (&mut unpacked).take(offset), &mut std::io::sink())?;
+                Ok(unpacked)
+            }
+        }
+    }
+}
+
 /// What a node is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
@@ -139,6 +170,8 @@ pub enum Kind {
 struct Node {
     meta: Meta,
     kind: Kind,
+    /// The layer that made it, or last named it.
+    layer: u32,
 }
 
 /// A whole file system.
@@ -146,6 +179,7 @@ struct Node {
 pub struct Tree {
     nodes: Vec<Node>,
     metadata_bytes: usize,
+    layer: Layer,
 }
 
 impl Default for Tree {
@@ -162,8 +196,10 @@ impl Tree {
             nodes: vec![Node {
                 meta: Meta::root(0o755, 0),
                 kind: Kind::Directory(BTreeMap::new()),
+                layer: 0,
             }],
             metadata_bytes: 0,
+            layer: Layer::default(),
         }
     }
 
@@ -256,42 +292,47 @@ impl Tree {
         Some(())
     }
 
-    /// The directory at these parts, made where missing, through symlinks on the way.
+    /// The directory at these parts, made where missing, through symlinks on the way: what a
+    /// link leads to is made as well, as where `/var/run` leads to a `/run` that nobody packed.
     fn make_parents(&mut self, parts: &[&str]) -> Result<NodeId, &'static str> {
         let mut trail = vec![NodeId::ROOT];
         let mut budget = LINK_LIMIT;
-        for part in parts {
+        // The next one last.
+        let mut todo: Vec<String> = parts.iter().rev().map(|part| (*part).to_owned()).collect();
+        while let Some(part) = todo.pop() {
             let here = *trail.last().expect("the root is never popped");
+            match part.as_str() {
+                "" | "." => continue,
+                ".." => {
+                    // The root's parent is the root, as in a chroot.
+                    if trail.len() > 1 {
+                        trail.pop();
+                    }
+                    continue;
+                }
+                _ => {}
+            }
             let Kind::Directory(children) = self.kind(here) else {
                 return Err("below something that is not a directory");
             };
-            match children.get(*part).copied() {
-                None => {
-                    let mtime = self.meta(here).mtime.seconds;
-                    trail.push(self.put(
-                        here,
-                        part,
-                        Meta::root(0o755, mtime),
-                        Kind::Directory(BTreeMap::new()),
-                    ));
-                }
-                Some(next) => match self.kind(next) {
-                    Kind::Directory(_) => trail.push(next),
-                    Kind::Symlink(target) => {
-                        let target = target.clone();
-                        budget = budget.checked_sub(1).ok_or("too many symbolic links")?;
-                        self.walk(&mut trail, target.as_bytes(), true, &mut budget)
-                            .ok_or("below a symbolic link that leads nowhere")?;
+            let Some(next) = children.get(&part).copied() else {
+                let meta = Meta::root(0o755, self.meta(here).mtime.seconds);
+                trail.push(self.put(here, &part, meta, Kind::Directory(BTreeMap::new())));
+                continue;
+            };
+            match self.kind(next) {
+                Kind::Directory(_) => trail.push(next),
+                Kind::Symlink(target) => {
+                    budget = budget.checked_sub(1).ok_or("too many symbolic links")?;
+                    if target.starts_with('/') {
+                        trail.truncate(1);
                     }
-                    _ => return Err("below something that is not a directory"),
-                },
+                    todo.extend(target.rsplit('/').map(str::to_owned));
+                }
+                _ => return Err("below something that is not a directory"),
             }
         }
-        let here = *trail.last().expect("the root is never popped");
-        match self.kind(here) {
-            Kind::Directory(_) => Ok(here),
-            _ => Err("below something that is not a directory"),
-        }
+        Ok(*trail.last().expect("the root is never popped"))
     }
 
     /// Puts a node under a name; a directory over a directory keeps what is inside.
@@ -300,11 +341,14 @@ impl Tree {
             && let Some(old) = children.get(name).copied()
             && let (Kind::Directory(_), Kind::Directory(_)) = (self.kind(old), &kind)
         {
-            self.nodes[old.position()].meta = meta;
+            let old_node = &mut self.nodes[old.position()];
+            old_node.meta = meta;
+            old_node.layer = self.layer.number;
             return old;
         }
         let id = NodeId(u32::try_from(self.nodes.len()).expect("entries are bounded far below"));
-        self.nodes.push(Node { meta, kind });
+        let layer = self.layer.number;
+        self.nodes.push(Node { meta, kind, layer });
         self.link(parent, name, id);
         id
     }
@@ -368,10 +412,9 @@ impl Tree {
     pub fn read(
         &self,
         path: &str,
-        sources: &[File],
+        sources: &[Source],
         limit: u64,
     ) -> std::io::Result<Option<Vec<u8>>> {
-        use std::os::unix::fs::FileExt as _;
         let Some(Kind::File(data)) = self.find(path).map(|id| self.kind(id)) else {
             return Ok(None);
         };
@@ -386,7 +429,9 @@ impl Tree {
                 size,
             } => {
                 let mut bytes = vec![0; usize::try_from(*size).unwrap_or(usize::MAX)];
-                sources[*source].read_exact_at(&mut bytes, *offset)?;
+                sources[*source]
+                    .bytes_from(*offset)?
+                    .read_exact(&mut bytes)?;
                 Ok(Some(bytes))
             }
             Data::Sparse { .. } => Ok(None),

@@ -1,15 +1,17 @@
 //! Images written here, judged by `e2fsck` and read back by another implementation's tools.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{Seek as _, Write as _};
+mod maker;
+
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use banger_images::ext4::{self, ImageOptions, InProcess, RootfsWriter as _};
 use banger_images::tar::Limits;
+use banger_images::tree::Source;
 use banger_images::{Cancel, Quiet, tree};
-use tar_core::builder::EntryBuilder;
+use maker::Tar;
 use tar_core::{EntryType, SparseEntry};
 
 fn fsck(image: &Path) {
@@ -35,46 +37,6 @@ fn debugfs(image: &Path, command: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A tar written entry by entry.
-struct Tar(std::fs::File);
-
-impl Tar {
-    fn new() -> Tar {
-        Tar(tempfile::tempfile().unwrap())
-    }
-
-    fn add(
-        &mut self,
-        path: &str,
-        kind: EntryType,
-        data: &[u8],
-        more: impl FnOnce(&mut EntryBuilder),
-    ) {
-        let mut entry = EntryBuilder::with_mode(
-            tar_core::builder::HeaderBuilder::new_ustar(),
-            tar_core::builder::ExtensionMode::Pax,
-        );
-        entry.path(path).entry_type(kind);
-        entry.mode(0o644).unwrap().uid(0).unwrap().gid(0).unwrap();
-        entry
-            .mtime(1_700_000_000)
-            .unwrap()
-            .size(data.len() as u64)
-            .unwrap();
-        more(&mut entry);
-        self.0.write_all(&entry.finish_bytes()).unwrap();
-        self.0.write_all(data).unwrap();
-        let rest = data.len().next_multiple_of(512) - data.len();
-        self.0.write_all(&[0; 512][..rest]).unwrap();
-    }
-
-    fn finish(mut self) -> std::fs::File {
-        self.0.write_all(&[0; 1024]).unwrap();
-        self.0.rewind().unwrap();
-        self.0
-    }
-}
-
 fn options(size_bytes: u64) -> ImageOptions {
     ImageOptions {
         size_bytes,
@@ -91,7 +53,14 @@ fn write(tar: std::fs::File, image: &Path, size: Option<u64>) {
     let tree = tree::from_tar(&tar, 0, &Limits::default(), &cancel, &Quiet).unwrap();
     let size = size.unwrap_or_else(|| ext4::roomy_size(&tree));
     InProcess
-        .write(&tree, &[tar], image, &options(size), &cancel, &Quiet)
+        .write(
+            &tree,
+            &[Source::Plain(tar)],
+            image,
+            &options(size),
+            &cancel,
+            &Quiet,
+        )
         .unwrap();
 }
 
@@ -331,7 +300,7 @@ fn a_torture_tar_comes_through_whole() {
 
 #[test]
 fn what_cannot_be_stored_is_refused_by_name() {
-    let too_large = |e: &mut EntryBuilder| {
+    let too_large = |e: &mut tar_core::builder::EntryBuilder| {
         e.add_pax("SCHILY.xattr.user.big", vec![9; 5000]);
     };
     let mut tar = Tar::new();
@@ -368,7 +337,14 @@ fn a_tree_that_does_not_fit_fails_and_leaves_no_image() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("image");
     let error = InProcess
-        .write(&tree, &[tar], &image, &options(32 << 20), &cancel, &Quiet)
+        .write(
+            &tree,
+            &[Source::Plain(tar)],
+            &image,
+            &options(32 << 20),
+            &cancel,
+            &Quiet,
+        )
         .unwrap_err();
     assert!(
         matches!(error, ext4::WriteError::Layout { .. }),
@@ -482,7 +458,14 @@ fn a_cancelled_write_leaves_no_image() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("image");
     let error = InProcess
-        .write(&tree, &[tar], &image, &options(64 << 20), &cancel, &Quiet)
+        .write(
+            &tree,
+            &[Source::Plain(tar)],
+            &image,
+            &options(64 << 20),
+            &cancel,
+            &Quiet,
+        )
         .unwrap_err();
     assert!(matches!(error, ext4::WriteError::Cancelled(_)), "{error:?}");
     assert!(!image.exists());

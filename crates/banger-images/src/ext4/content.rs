@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt as _;
 
 use mkext4::SparseSeg;
 
 use super::BLOCK;
+use crate::codec::Positioned;
 use crate::progress::{Cancel, Report};
-use crate::tree::Data;
+use crate::tree::{Data, Source};
 
 /// Stored ranges rounded out to blocks, with the holes between them.
 fn block_ranges(map: &[(u64, u64)], size: u64) -> Vec<(u64, u64)> {
@@ -49,71 +49,96 @@ pub(super) fn source_order(data: &Data) -> (usize, u64) {
     }
 }
 
-/// A range of a file, read by position: its cursor is nobody else's.
-struct Range<'a> {
-    file: &'a File,
-    at: u64,
-    left: u64,
+/// Gives each file's bytes. Packed sources are unpacked once: their files must be asked for in
+/// the order of [`source_order`].
+pub(super) struct Streams<'a> {
+    sources: &'a [Source],
+    open: Option<Open<'a>>,
 }
 
-impl Read for Range<'_> {
+/// A packed source that is being read.
+struct Open<'a> {
+    source: usize,
+    at: u64,
+    unpacked: Box<dyn Read + 'a>,
+}
+
+impl Read for Open<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let room =
-            usize::try_from(self.left.min(buffer.len() as u64)).expect("it is at most a length");
-        let read = self.file.read_at(&mut buffer[..room], self.at)?;
+        let read = self.unpacked.read(buffer)?;
         self.at += read as u64;
-        self.left -= read as u64;
         Ok(read)
     }
 }
 
-/// The bytes a file is filled with: for a sparse one its rounded ranges one after another.
-pub(super) fn content<'a>(data: &'a Data, sources: &'a [File]) -> io::Result<Box<dyn Read + 'a>> {
-    Ok(match data {
-        Data::Inline(bytes) => Box::new(bytes.as_slice()),
-        Data::Span {
-            source,
-            offset,
-            size,
-        } => Box::new(Range {
-            file: &sources[*source],
-            at: *offset,
-            left: *size,
-        }),
-        Data::Host { path, size } => Box::new(File::open(path)?.take(*size)),
-        Data::Sparse {
-            source,
-            offset,
-            map,
-            size,
-        } => Box::new(Pieces {
-            file: &sources[*source],
-            list: pieces(map, *size, *offset).into_iter(),
-            current: None,
-        }),
-    })
+impl<'a> Streams<'a> {
+    pub(super) fn over(sources: &'a [Source]) -> Self {
+        Self {
+            sources,
+            open: None,
+        }
+    }
+
+    /// The bytes a file is filled with: for a sparse one its rounded ranges one after another.
+    pub(super) fn content<'s>(&'s mut self, data: &'s Data) -> io::Result<Box<dyn Read + 's>> {
+        Ok(match data {
+            Data::Inline(bytes) => Box::new(bytes.as_slice()),
+            Data::Host { path, size } => Box::new(File::open(path)?.take(*size)),
+            Data::Span {
+                source,
+                offset,
+                size,
+            } => Box::new(self.stored(*source, *offset)?.take(*size)),
+            Data::Sparse {
+                source,
+                offset,
+                map,
+                size,
+            } => Box::new(Pieces {
+                stored: self.stored(*source, *offset)?,
+                list: pieces(map, *size).into_iter(),
+                current: None,
+            }),
+        })
+    }
+
+    /// What is stored in a source from here on.
+    fn stored<'s>(&'s mut self, source: usize, offset: u64) -> io::Result<Box<dyn Read + 's>> {
+        let file = match &self.sources[source] {
+            Source::Plain(file) => return Ok(Box::new(Positioned { file, at: offset })),
+            packed @ Source::Packed(_) => packed,
+        };
+        let open = match self.open.take() {
+            Some(open) if open.source == source && open.at <= offset => open,
+            _ => Open {
+                source,
+                at: 0,
+                unpacked: file.bytes_from(0)?,
+            },
+        };
+        let open = self.open.insert(open);
+        let ahead = offset - open.at;
+        io::copy(&mut open.take(ahead), &mut io::sink())?;
+        Ok(Box::new(open))
+    }
 }
 
 /// A piece of a sparse file's content: zeros, or a range of its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Piece {
     Zeros(u64),
-    Stored { at: u64, left: u64 },
+    Stored(u64),
 }
 
-/// Everything inside the rounded ranges, in order; `stored` is where the source begins.
-fn pieces(map: &[(u64, u64)], size: u64, mut stored: u64) -> Vec<Piece> {
+/// Everything inside the rounded ranges, in order.
+fn pieces(map: &[(u64, u64)], size: u64) -> Vec<Piece> {
     let mut list = Vec::with_capacity(map.len() * 2);
     let mut rest = map.iter().copied().peekable();
     for (start, end) in block_ranges(map, size) {
         let mut at = start;
         while let Some((offset, length)) = rest.next_if(|(offset, _)| *offset < end) {
             list.push(Piece::Zeros(offset - at));
-            list.push(Piece::Stored {
-                at: stored,
-                left: length,
-            });
-            stored += length;
+            list.push(Piece::Stored(length));
             at = offset + length;
         }
         list.push(Piece::Zeros(end - at));
@@ -123,7 +148,8 @@ fn pieces(map: &[(u64, u64)], size: u64, mut stored: u64) -> Vec<Piece> {
 
 /// Reads pieces one after another.
 struct Pieces<'a> {
-    file: &'a File,
+    /// The stored ranges, which lie one after another.
+    stored: Box<dyn Read + 'a>,
     list: std::vec::IntoIter<Piece>,
     current: Option<Piece>,
 }
@@ -144,10 +170,9 @@ impl Read for Pieces<'_> {
                     *left -= count as u64;
                     return Ok(count);
                 }
-                Some(Piece::Stored { at, left }) if *left > 0 => {
+                Some(Piece::Stored(left)) if *left > 0 => {
                     let count = room(*left);
-                    let read = self.file.read_at(&mut buffer[..count], *at)?;
-                    *at += read as u64;
+                    let read = self.stored.read(&mut buffer[..count])?;
                     *left -= read as u64;
                     return Ok(read);
                 }
@@ -222,7 +247,9 @@ mod tests {
             expected.extend_from_slice(&whole[start as usize..end as usize]);
         }
         let mut filled = Vec::new();
-        content(&data, &[stored])
+        let sources = [Source::Plain(stored)];
+        Streams::over(&sources)
+            .content(&data)
             .unwrap()
             .read_to_end(&mut filled)
             .unwrap();

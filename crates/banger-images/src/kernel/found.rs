@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::KernelError;
 use crate::deb::Control;
 use crate::progress::Cancel;
-use crate::tree::{self, Kind, NodeId, Tree};
+use crate::tree::{self, Kind, NodeId, Source, Tree};
 
 /// The largest kernel or initrd file.
 const FILE_LIMIT: u64 = 512 << 20;
@@ -26,7 +26,7 @@ pub(super) struct Found {
     pub(super) config: Option<String>,
     /// The tree that holds the modules, the directory in it, and what its files refer to.
     pub(super) modules: Option<(Tree, NodeId)>,
-    pub(super) sources: Vec<File>,
+    pub(super) sources: Vec<Source>,
     pub(super) arch: Option<String>,
     pub(super) distro: Option<String>,
     pub(super) package: Option<(String, String)>,
@@ -66,7 +66,7 @@ impl Found {
         let names: Vec<&str> = tree.children(boot).map(|(name, _)| name).collect();
         let (name, version) =
             newest_kernel(&names).ok_or_else(|| none("it has no /boot/vmlinuz-*"))?;
-        let sources = vec![spool];
+        let sources = vec![Source::Plain(spool)];
         let read = |path: String, limit| {
             tree.read(&path, &sources, limit)
                 .map_err(KernelError::io(format!("read {path} of the package")))

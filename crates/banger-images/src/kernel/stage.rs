@@ -8,7 +8,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write as _};
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::KernelError;
@@ -17,7 +16,7 @@ use crate::codec::{Bounded, unpack};
 use crate::modules::{ModInfo, modinfo, name_of_file};
 use crate::process::{Run, RunError};
 use crate::progress::{Cancel, Report};
-use crate::tree::{Data, Kind, NodeId, Tree};
+use crate::tree::{Data, Kind, NodeId, Source, Tree};
 
 /// The directory below the destination.
 pub(super) const STAGE: &str = ".stage";
@@ -116,7 +115,7 @@ fn is_index(name: &str) -> bool {
 
 struct Copier<'a> {
     tree: &'a Tree,
-    sources: &'a [File],
+    sources: &'a [Source],
     staged: &'a mut Staged,
     left: u64,
     total: u64,
@@ -176,11 +175,7 @@ impl Copier<'_> {
                 source,
                 offset,
                 size,
-            } => Box::new(At {
-                file: &self.sources[*source],
-                at: *offset,
-                left: *size,
-            }),
+            } => Box::new(self.sources[*source].bytes_from(*offset)?.take(*size)),
             Data::Sparse { .. } => {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "it has holes"));
             }
@@ -196,24 +191,6 @@ impl Copier<'_> {
             &mut Bounded::new(input, MODULE_LIMIT.min(self.left)),
             &mut out,
         )
-    }
-}
-
-/// A range of a file, by position.
-struct At<'a> {
-    file: &'a File,
-    at: u64,
-    left: u64,
-}
-
-impl Read for At<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let room =
-            usize::try_from(self.left.min(buffer.len() as u64)).expect("it is at most a length");
-        let read = self.file.read_at(&mut buffer[..room], self.at)?;
-        self.at += read as u64;
-        self.left -= read as u64;
-        Ok(read)
     }
 }
 

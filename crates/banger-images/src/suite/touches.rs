@@ -1,12 +1,10 @@
 //! What a root of mmdebstrap is told apart by, and the last touches that make an image of it.
 
-use std::fs::File;
-
 use super::mmdebstrap::DPKG_OPTIONS;
 use crate::deb::Control;
 use crate::ext4;
 use crate::sources::Entry;
-use crate::tree::{Kind, Meta, Tree};
+use crate::tree::{Kind, Meta, Source, Tree};
 
 /// An installed package.
 pub(super) struct Package {
@@ -57,7 +55,7 @@ pub(super) fn native_arch(tree: &Tree, packages: &[Package]) -> String {
 pub(super) fn finish(
     tree: &mut Tree,
     entries: &[Entry],
-    sources: &[File],
+    sources: &[Source],
 ) -> Result<(), &'static str> {
     let now = i64::from(ext4::now());
     for path in [

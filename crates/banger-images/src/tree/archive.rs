@@ -65,6 +65,9 @@ impl Tree {
             why,
         };
         let parts = checked_parts(&path, limits).map_err(refuse)?;
+        if self.take_whiteout(&parts).map_err(refuse)? {
+            return Ok(());
+        }
         let mut xattrs = BTreeMap::new();
         for (name, value) in entry.xattrs {
             xattrs.insert(name, value);
@@ -80,6 +83,7 @@ impl Tree {
         let Some((name, above)) = parts.split_last() else {
             if entry.kind == EntryKind::Directory {
                 self.nodes[0].meta = meta;
+                self.nodes[0].layer = self.layer.number;
                 return Ok(());
             }
             return Err(refuse("the root must be a directory"));
@@ -119,6 +123,7 @@ impl Tree {
                 }
                 self.count_metadata(name.len())?;
                 self.link(parent, name, linked);
+                self.note_linked(parent, name, linked);
                 return Ok(());
             }
         };

@@ -1,0 +1,168 @@
+//! Layers of an OCI image merged into one tree.
+//!
+//! A layer's whiteouts take away what lower layers brought, never what the layer itself brings,
+//! in whatever order its entries stand. So every node knows the layer that named it last; names
+//! that lead to an older node by a hard link are kept apart.
+//!
+//! The form of whiteouts is that of the OCI image specification, "Layer Filesystem Changeset".
+
+use std::collections::HashSet;
+use std::io::BufReader;
+
+use super::{Kind, NodeId, ReadError, Source, Tree};
+use crate::progress::{Cancel, Report};
+use crate::tar::{Limits, Reader, Stream, TarError};
+
+/// Before the name of what is taken away.
+const WHITEOUT: &str = ".wh.";
+/// Takes away all that lower layers have in its directory.
+const OPAQUE: &str = ".wh..wh..opq";
+/// Other notes of AUFS, which are not part of the image.
+const NOTES: &str = ".wh..wh.";
+/// Read from a compressed layer at once, bytes.
+const ROUND: usize = 128 << 10;
+
+/// What is known of the layer that is being added.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Layer {
+    /// 0 for archives that are no layers: there whiteouts are ordinary names.
+    pub(super) number: u32,
+    /// Names of this layer that lead to nodes of lower ones.
+    linked: HashSet<(NodeId, String)>,
+    /// Directories with nothing of lower layers, or nothing but the way to what this one has.
+    cleared: HashSet<NodeId>,
+}
+
+/// Merges layers, the lowest first, into a tree whose sources they are. The limits are for all
+/// of them together.
+///
+/// # Errors
+/// See [`ReadError`].
+pub fn from_layers(
+    layers: &[Source],
+    limits: &Limits,
+    cancel: &Cancel,
+    report: &dyn Report,
+) -> Result<Tree, ReadError> {
+    let mut tree = Tree::new();
+    let mut left = *limits;
+    for (source, layer) in layers.iter().enumerate() {
+        tree.begin_layer();
+        let unpacked = layer.bytes_from(0).map_err(TarError::Io)?;
+        let mut reader = Reader::new(Stream(BufReader::with_capacity(ROUND, unpacked)), left);
+        let mut count = 0u32;
+        while let Some(entry) = reader.next_entry()? {
+            count += 1;
+            if count.is_multiple_of(256) {
+                cancel.check()?;
+                report.bytes(entry.offset, None);
+            }
+            tree.add_entry(entry, source, &left)?;
+        }
+        cancel.check()?;
+        left = reader.left();
+    }
+    Ok(tree)
+}
+
+impl Tree {
+    /// What is added from here on is another layer's.
+    fn begin_layer(&mut self) {
+        self.layer = Layer {
+            number: self.layer.number + 1,
+            ..Layer::default()
+        };
+    }
+
+    /// A name of this layer leads to this node by a hard link.
+    pub(super) fn note_linked(&mut self, parent: NodeId, name: &str, id: NodeId) {
+        if self.nodes[id.position()].layer != self.layer.number {
+            self.layer.linked.insert((parent, name.to_owned()));
+        }
+    }
+
+    /// Does what a whiteout says; false for any other entry.
+    pub(super) fn take_whiteout(&mut self, parts: &[&str]) -> Result<bool, &'static str> {
+        let Some((name, above)) = parts.split_last() else {
+            return Ok(false);
+        };
+        if self.layer.number == 0 || !name.starts_with(WHITEOUT) {
+            return Ok(false);
+        }
+        let gone = &name[WHITEOUT.len()..];
+        if *name != OPAQUE && !name.starts_with(NOTES) && matches!(gone, "" | "." | "..") {
+            return Err("a whiteout of nothing");
+        }
+        // A whiteout makes no directories: where there are none, there is nothing to take.
+        let Some(parent) = self.find(&above.join("/")) else {
+            return Ok(true);
+        };
+        if *name == OPAQUE {
+            self.clear_older(parent);
+        } else if !name.starts_with(NOTES) {
+            self.remove_older(parent, gone);
+        }
+        Ok(true)
+    }
+
+    /// Takes away what lower layers have under a name.
+    fn remove_older(&mut self, parent: NodeId, name: &str) {
+        let Kind::Directory(children) = self.kind(parent) else {
+            return;
+        };
+        let Some(id) = children.get(name).copied() else {
+            return;
+        };
+        if matches!(self.kind(id), Kind::Directory(_)) {
+            self.clear_older(id);
+        }
+        if !self.stays(parent, name, id)
+            && let Kind::Directory(children) = &mut self.nodes[parent.position()].kind
+        {
+            children.remove(name);
+        }
+    }
+
+    /// Takes away what lower layers have below a directory; what lies on the way to something
+    /// of this layer stays. Each directory is looked at once in a layer, however often and in
+    /// however many directories above it is named.
+    fn clear_older(&mut self, directory: NodeId) {
+        let mut found = vec![directory];
+        let mut next = 0;
+        // Those above stand before those below. No recursion: links make trees deeper than
+        // paths are long.
+        while let Some(id) = found.get(next).copied() {
+            next += 1;
+            let below = self.children(id).map(|(_, child)| child);
+            let below = below.filter(|child| {
+                matches!(self.kind(*child), Kind::Directory(_))
+                    && !self.layer.cleared.contains(child)
+            });
+            found.extend(below.collect::<Vec<_>>());
+        }
+        for id in found.into_iter().rev() {
+            if !self.layer.cleared.insert(id) {
+                continue;
+            }
+            let gone: Vec<String> = self
+                .children(id)
+                .filter(|(name, child)| !self.stays(id, name, *child))
+                .map(|(name, _)| name.to_owned())
+                .collect();
+            if let Kind::Directory(children) = &mut self.nodes[id.position()].kind {
+                for name in gone {
+                    children.remove(&name);
+                }
+            }
+        }
+    }
+
+    /// Whether a name is this layer's, or leads to something of this layer. What is below it
+    /// must have been cleared.
+    fn stays(&self, parent: NodeId, name: &str, id: NodeId) -> bool {
+        let node = &self.nodes[id.position()];
+        node.layer == self.layer.number
+            || matches!(&node.kind, Kind::Directory(children) if !children.is_empty())
+            || self.layer.linked.contains(&(parent, name.to_owned()))
+    }
+}
