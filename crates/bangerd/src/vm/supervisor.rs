@@ -368,7 +368,8 @@ impl Supervisor {
             Outcome::Assembled(Err(works::AssembleError::Silent(failure))) => {
                 let late = self.ready_by.is_some_and(|by| Instant::now() >= by);
                 if self.launches < 2 && !late {
-                    tracing::warn!(vm = %self.vm.name, "no hello in time; starting again");
+                    let error = failure.sentence();
+                    tracing::warn!(vm = %self.vm.name, %error, "no hello in time; starting again");
                     self.end_run();
                     self.launches = self.launches.max(1);
                 } else {

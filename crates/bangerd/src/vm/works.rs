@@ -36,6 +36,8 @@ const SIGNALLED: Duration = Duration::from_secs(10);
 const LINE_CLOSED: Duration = Duration::from_secs(2);
 /// Lines of the console in an error.
 pub(super) const TAIL: usize = 20;
+/// How long the first hello may stay without an answer.
+const HELLO_AGAIN: Duration = Duration::from_secs(15);
 /// How often a silent agent is asked while its guest is being stopped.
 const PING: Duration = Duration::from_secs(2);
 
@@ -396,6 +398,20 @@ pub(super) fn assemble(
     })
 }
 
+/// Waits for the agent as long as it takes. A hello that stays without an answer
+/// is said again on a new connection, in case that it, or the answer, was lost on
+/// the way; after twice the time each, so that a slow guest gets its answer out.
+async fn greeted(running: &dyn Running, token: [u8; 32]) -> Result<Arc<dyn Guest>, Failure> {
+    let mut patience = HELLO_AGAIN;
+    loop {
+        if let Ok(guest) = timeout(patience, running.guest(token)).await {
+            return guest;
+        }
+        patience *= 2;
+        tracing::info!("no hello yet; asking again for {} s", patience.as_secs());
+    }
+}
+
 async fn assemble_now(
     house: &House,
     vm: &Vm,
@@ -434,7 +450,7 @@ async fn assemble_now(
     let guest = tokio::select! {
         biased;
         end = run.running.ended() => return Err(died(end)),
-        guest = run.running.guest(run.token) => match guest {
+        guest = greeted(&*run.running, run.token) => match guest {
             Ok(guest) => guest,
             // The line closes a moment before an engine that ends is gone.
             Err(failure) => match timeout(LINE_CLOSED, run.running.ended()).await {

@@ -27,6 +27,8 @@ use crate::seam::power::Power;
 pub(crate) struct Knobs {
     /// Launches whose agent never says hello.
     pub(crate) mute_launches: u32,
+    /// So many of the next hellos are lost on their way.
+    pub(crate) lost_hellos: u32,
     pub(crate) sync_hangs: bool,
     pub(crate) stop_ignored: bool,
     pub(crate) ping_hangs: bool,
@@ -55,6 +57,7 @@ impl Default for Knobs {
     fn default() -> Self {
         Self {
             mute_launches: 0,
+            lost_hellos: 0,
             sync_hangs: false,
             stop_ignored: false,
             ping_hangs: false,
@@ -661,7 +664,13 @@ impl Running for Handle {
     async fn guest(&self, _: [u8; 32]) -> Result<Arc<dyn Guest>, Failure> {
         self.power.hold().await;
         self.world.while_knob(|knobs| knobs.hello_hangs).await;
-        if self.run.mute || self.run.end.borrow().is_some() {
+        let lost = {
+            let mut state = self.world.state.lock().unwrap();
+            let lost = state.knobs.lost_hellos > 0;
+            state.knobs.lost_hellos = state.knobs.lost_hellos.saturating_sub(1);
+            lost
+        };
+        if lost || self.run.mute || self.run.end.borrow().is_some() {
             std::future::pending::<()>().await;
         }
         Ok(Arc::new(FakeGuest {

@@ -136,6 +136,21 @@ async fn late_news_of_an_ended_run_change_nothing() {
 }
 
 #[tokio::test]
+async fn a_hello_that_is_lost_is_said_again() {
+    let clock = Clock::stop();
+    let town = Town::new();
+    let home = town.home().await;
+    town.world.turn(|knobs| knobs.lost_hellos = 2);
+    let create = home.vms.create(params("web"), &op()).await.unwrap();
+    for seconds in [16, 31] {
+        clock.forward(Duration::from_secs(seconds)).await;
+    }
+    home.succeeded(create).await;
+    assert_eq!(town.world.launches(), 1, "the same engine");
+    assert_eq!(town.leftovers(&home).await, [""; 0]);
+}
+
+#[tokio::test]
 async fn a_silent_boot_is_tried_once_more() {
     let clock = Clock::stop();
     for (mute, succeeds) in [(1, true), (2, false)] {
