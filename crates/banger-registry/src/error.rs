@@ -1,0 +1,320 @@
+//! The ways in which a pull fails, sorted by who can act, and whether a failure may pass by
+//! itself.
+//!
+//! Text that came from a registry or a helper is bounded and has no control characters by the
+//! time it is in an error. No error holds a credential, and none a redirect's address, which may
+//! be signed.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::limits::Limits;
+
+/// Foreign text kept in an error, in characters.
+const TEXT_LIMIT: usize = 240;
+
+/// Why an image could not be pulled.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The text is no image reference.
+    #[error("{value:?} is not an image reference: {why}")]
+    BadReference {
+        /// What was given, cut to a bounded length.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The registry has no such image, or a part of it is missing there.
+    #[error("{registry} has no {what}")]
+    NotFound {
+        /// The registry as the reference names it.
+        registry: String,
+        /// What was asked for.
+        what: String,
+    },
+    /// The registry wants another login, or none will do.
+    #[error("{registry} refused {what} ({status})")]
+    Denied {
+        /// The registry as the reference names it.
+        registry: String,
+        /// What was asked for.
+        what: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// The registry has had enough requests from here.
+    #[error("{registry} takes no more requests for now{}", told(.message))]
+    RateLimited {
+        /// The registry as the reference names it.
+        registry: String,
+        /// How long it asks to wait, when it says so.
+        wait: Option<Duration>,
+        /// What it said; may be empty.
+        message: String,
+    },
+    /// The network, a server's own failure, or a transfer that stopped moving.
+    #[error("cannot fetch {what} from {registry}: {why}")]
+    Unavailable {
+        /// The registry as the reference names it.
+        registry: String,
+        /// What was asked for.
+        what: String,
+        /// What happened.
+        why: String,
+        /// The library's error, where there is one.
+        #[source]
+        cause: Option<Box<dyn Error + Send + Sync>>,
+    },
+    /// What came is not what was promised.
+    #[error("{what} is damaged: {why}")]
+    Damaged {
+        /// A manifest or blob.
+        what: String,
+        /// How it differs.
+        why: String,
+    },
+    /// Whole and genuine, but not an image that this host can use.
+    #[error("{what} cannot be used: {why}")]
+    Unsupported {
+        /// An image, manifest or config.
+        what: String,
+        /// Why not.
+        why: String,
+    },
+    /// The file system of the cache is full, or a quota is.
+    #[error("no space left for {}", .path.display())]
+    NoSpace {
+        /// The file that was being written.
+        path: PathBuf,
+    },
+    /// The cache could not be read or written for another reason.
+    #[error("cannot {doing} {}", .path.display())]
+    Cache {
+        /// A verb.
+        doing: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        cause: io::Error,
+    },
+    /// Docker's `config.json` is there and cannot be used.
+    #[error("cannot read logins from {}: {why}", .path.display())]
+    Logins {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A credential helper failed.
+    #[error("credential helper {program} {why}")]
+    Helper {
+        /// `docker-credential-...`.
+        program: String,
+        /// What it did.
+        why: String,
+    },
+    /// The HTTP client could not be made; certificates of the host are part of it.
+    #[error("cannot prepare secure connections")]
+    Setup {
+        /// The library's error.
+        #[source]
+        cause: Box<dyn Error + Send + Sync>,
+    },
+    /// The caller cancelled.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl RegistryError {
+    /// The next step for a person, when there is one.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            RegistryError::Denied { registry, .. } => Some(login_hint(registry)),
+            RegistryError::RateLimited { registry, wait, .. } => Some(match wait {
+                Some(wait) => format!(
+                    "try again in {} s, or: {}",
+                    wait.as_secs(),
+                    login_hint(registry)
+                ),
+                None => format!("wait, or: {}", login_hint(registry)),
+            }),
+            RegistryError::Helper { program, .. } => Some(format!(
+                "try `{program} list`, or take it out of docker's config.json"
+            )),
+            _ => None,
+        }
+    }
+
+    /// A failed call on a file of the cache.
+    pub(crate) fn disk(doing: &'static str, path: &Path, cause: io::Error) -> RegistryError {
+        match cause.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => RegistryError::NoSpace {
+                path: path.to_owned(),
+            },
+            _ => RegistryError::Cache {
+                doing,
+                path: path.to_owned(),
+                cause,
+            },
+        }
+    }
+}
+
+/// Docker Hub is docker's default, which takes no name.
+fn login_hint(registry: &str) -> String {
+    match registry {
+        "docker.io" => "docker login".to_owned(),
+        other => format!("docker login {other}"),
+    }
+}
+
+fn told(message: &str) -> String {
+    match message {
+        "" => String::new(),
+        message => format!(": {message}"),
+    }
+}
+
+/// Foreign text made safe to show: bounded, on one line, nothing that moves a cursor.
+pub(crate) fn plain(text: &str) -> String {
+    let mut out = String::new();
+    for character in text.trim().chars().take(TEXT_LIMIT) {
+        if character.is_control() {
+            out.extend(character.escape_default());
+        } else {
+            out.push(character);
+        }
+    }
+    out
+}
+
+/// A failed try, and whether another makes sense.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    pub(crate) error: RegistryError,
+    pub(crate) again: Again,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Again {
+    /// The next try would end alike.
+    Never,
+    /// After the usual pause.
+    Soon,
+    /// After the pause that the server asked for.
+    After(Duration),
+}
+
+impl Fault {
+    /// A failure that may pass.
+    pub(crate) fn passing(error: RegistryError) -> Fault {
+        Fault {
+            error,
+            again: Again::Soon,
+        }
+    }
+}
+
+impl From<RegistryError> for Fault {
+    /// A failure that stays.
+    fn from(error: RegistryError) -> Fault {
+        Fault {
+            error,
+            again: Again::Never,
+        }
+    }
+}
+
+/// The tries of one request: counts them and keeps the pauses between them.
+#[derive(Debug)]
+pub(crate) struct Tries<'l> {
+    limits: &'l Limits,
+    failed: u32,
+}
+
+impl<'l> Tries<'l> {
+    pub(crate) fn new(limits: &'l Limits) -> Tries<'l> {
+        Tries { limits, failed: 0 }
+    }
+
+    /// Returns when the next try is due, or with the error when there is to be none.
+    pub(crate) async fn pause(&mut self, fault: Fault) -> Result<(), RegistryError> {
+        self.failed += 1;
+        if self.failed >= self.limits.tries {
+            return Err(fault.error);
+        }
+        let pause = match fault.again {
+            Again::Never => return Err(fault.error),
+            // A longer wait is for a person to decide.
+            Again::After(wait) if wait > self.limits.longest_wait => return Err(fault.error),
+            Again::After(wait) => wait,
+            Again::Soon => self.backoff(),
+        };
+        tracing::debug!(
+            error = %fault.error,
+            pause_ms = pause.as_millis() as u64,
+            "trying again"
+        );
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+
+    /// Doubles with each failure; the upper half is random, so that many clients which failed
+    /// together do not come back together.
+    fn backoff(&self) -> Duration {
+        let full = self
+            .limits
+            .first_pause
+            .saturating_mul(1 << (self.failed - 1).min(16))
+            .min(self.limits.longest_wait);
+        let draw = getrandom::u32().unwrap_or(0);
+        full / 2 + (full / 2).mul_f64(f64::from(draw) / f64::from(u32::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_text_stays_on_one_line_and_is_bounded() {
+        assert_eq!(plain(" a\x1b[2J\nb "), "a\\u{1b}[2J\\nb");
+        assert_eq!(plain(&"x".repeat(10_000)).len(), TEXT_LIMIT);
+    }
+
+    #[test]
+    fn pauses_double_and_stay_within_the_longest() {
+        let limits = Limits::default();
+        let mut tries = Tries::new(&limits);
+        for failed in 1..40u32 {
+            tries.failed = failed;
+            let pause = tries.backoff();
+            let full = limits
+                .first_pause
+                .saturating_mul(1 << (failed - 1).min(16))
+                .min(limits.longest_wait);
+            assert!(
+                pause >= full / 2 && pause <= full,
+                "{failed} failed: {pause:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_hint_names_the_registry_but_for_dockers_own() {
+        let denied = |registry: &str| RegistryError::Denied {
+            registry: registry.to_owned(),
+            what: "a/b:1".to_owned(),
+            status: 401,
+        };
+        assert_eq!(
+            denied("ghcr.io").hint().as_deref(),
+            Some("docker login ghcr.io")
+        );
+        assert_eq!(denied("docker.io").hint().as_deref(), Some("docker login"));
+    }
+}

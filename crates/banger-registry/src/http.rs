@@ -1,0 +1,226 @@
+//! The HTTP clients of a pull: who may be spoken to in the clear, where redirects may lead, and
+//! how much of an answer is read.
+//!
+//! TLS, redirects and headers are reqwest's; it takes `Authorization` off a request that is
+//! redirected to another host, port or scheme. Added here: a request that began under TLS never
+//! goes on without, and the clear is only for registries that the user named, and for loopback.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+use reqwest::{Client, ClientBuilder, Response, Url};
+
+use crate::error::RegistryError;
+use crate::limits::Limits;
+
+/// Registries without TLS.
+#[derive(Debug)]
+pub(crate) struct Clear(HashSet<String>);
+
+impl Clear {
+    /// From `host` or `host:port` entries; a scheme before and a slash behind are forgiven.
+    pub(crate) fn new(entries: &[String]) -> Clear {
+        Clear(entries.iter().map(|entry| bare(entry)).collect())
+    }
+
+    /// Whether `host` or `host:port` is spoken to without TLS.
+    pub(crate) fn covers(&self, host: &str) -> bool {
+        is_loopback(host) || self.0.contains(&bare(host))
+    }
+
+    /// Whether a request, or its credentials, may go to this address.
+    pub(crate) fn allows(&self, url: &Url) -> bool {
+        match (url.scheme(), url.host_str(), url.port()) {
+            ("https", Some(_), _) => true,
+            ("http", Some(host), None) => self.covers(host),
+            ("http", Some(host), Some(port)) => self.covers(&format!("{host}:{port}")),
+            _ => false,
+        }
+    }
+}
+
+/// One spelling of a host; 80 is what the clear means without a port.
+fn bare(host: &str) -> String {
+    let host = host
+        .trim()
+        .trim_start_matches("http://")
+        .trim_end_matches('/');
+    host.strip_suffix(":80")
+        .unwrap_or(host)
+        .to_ascii_lowercase()
+}
+
+/// Whether `host` or `host:port` is this machine by its name or number alone.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        None => host.split(':').next().unwrap_or(host),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name
+            .parse()
+            .is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+#[derive(Debug, thiserror::Error)]
+enum BadRedirect {
+    #[error("redirected more than {0} times")]
+    TooMany(usize),
+    #[error("redirected to an address without TLS")]
+    Clear,
+}
+
+/// The clients, one for each way to the network.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    /// By way of the proxy of the environment, if there is one.
+    ordinary: Client,
+    /// Loopback is never asked of a proxy.
+    direct: Client,
+    /// For requests with a secret in their body: a redirect would carry it along.
+    posting: Client,
+    posting_direct: Client,
+}
+
+impl Clients {
+    pub(crate) fn new(clear: &Arc<Clear>, limits: &Limits) -> Result<Clients, RegistryError> {
+        // Reqwest takes the process's provider, and panics where there is none. One that is
+        // there already is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let build = |builder: ClientBuilder, redirects: Policy| {
+            builder
+                .user_agent(concat!("banger/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(limits.connect)
+                .redirect(redirects)
+                // A redirect's address may be signed, so the next host has no business with it.
+                .referer(false)
+                .build()
+                .map_err(|cause| RegistryError::Setup {
+                    cause: Box::new(cause),
+                })
+        };
+        let some = || redirects(Arc::clone(clear), limits.redirects);
+        let direct = || Client::builder().no_proxy();
+        Ok(Clients {
+            ordinary: build(Client::builder(), some())?,
+            direct: build(direct(), some())?,
+            posting: build(Client::builder(), Policy::none())?,
+            posting_direct: build(direct(), Policy::none())?,
+        })
+    }
+
+    pub(crate) fn to(&self, host: &str) -> &Client {
+        match is_loopback(host) {
+            true => &self.direct,
+            false => &self.ordinary,
+        }
+    }
+
+    pub(crate) fn posting_to(&self, host: &str) -> &Client {
+        match is_loopback(host) {
+            true => &self.posting_direct,
+            false => &self.posting,
+        }
+    }
+}
+
+fn redirects(clear: Arc<Clear>, limit: usize) -> Policy {
+    Policy::custom(move |attempt| {
+        let began_clear = attempt.previous().iter().all(|url| url.scheme() == "http");
+        if attempt.previous().len() > limit {
+            attempt.error(BadRedirect::TooMany(limit))
+        } else if attempt.url().scheme() == "https" || (began_clear && clear.allows(attempt.url()))
+        {
+            attempt.follow()
+        } else {
+            attempt.error(BadRedirect::Clear)
+        }
+    })
+}
+
+/// Why a body was not read to its end.
+#[derive(Debug)]
+pub(crate) enum BodyError {
+    /// More than was allowed.
+    TooLong,
+    /// No byte for this long.
+    Stalled(Duration),
+    /// The connection ended early.
+    Lost(reqwest::Error),
+}
+
+/// The whole body, of at most `limit` bytes.
+pub(crate) async fn read(
+    response: &mut Response,
+    limit: u64,
+    stall: Duration,
+) -> Result<Vec<u8>, BodyError> {
+    if response
+        .content_length()
+        .is_some_and(|length| length > limit)
+    {
+        return Err(BodyError::TooLong);
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = tokio::time::timeout(stall, response.chunk())
+        .await
+        .map_err(|_| BodyError::Stalled(stall))?
+        .map_err(BodyError::Lost)?
+    {
+        if body.len() as u64 + chunk.len() as u64 > limit {
+            return Err(BodyError::TooLong);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clear_is_for_loopback_and_for_what_the_user_named() {
+        let clear = Clear::new(&[
+            "Reg.example:5000".to_owned(),
+            "http://plain.example/".to_owned(),
+        ]);
+        for host in [
+            "reg.example:5000",
+            "plain.example",
+            "plain.example:80",
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:1",
+            "127.8.8.8",
+            "[::1]:5000",
+        ] {
+            assert!(clear.covers(host), "{host}");
+        }
+        for host in [
+            "reg.example",
+            "reg.example:5001",
+            "plain.example:8080",
+            "localhost.example",
+            "127.0.0.1.example",
+            "10.0.0.1",
+            "",
+        ] {
+            assert!(!clear.covers(host), "{host}");
+        }
+        for (url, allowed) in [
+            ("https://any.example/x", true),
+            ("http://any.example/x", false),
+            ("http://reg.example:5000/x", true),
+            ("http://plain.example:80/x", true),
+            ("http://[::1]:5000/x", true),
+            ("ftp://localhost/x", false),
+        ] {
+            let url: Url = url.parse().expect("an address");
+            assert_eq!(clear.allows(&url), allowed, "{url}");
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Requests to one repository of one registry: addresses, logging in when asked to, and what a
+//! status means.
+//!
+//! Nothing is sent before it is asked for: the first request is anonymous, the registry's 401
+//! names the way to log in, and only then are docker's logins read and helpers run. A login goes
+//! to this registry and to the token server it names, over TLS unless the registry itself is
+//! without.
+
+use std::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
+use serde::Deserialize;
+
+use crate::auth::{Credential, Logins};
+use crate::error::{Again, Fault, RegistryError, plain};
+use crate::http::{self, BodyError, Clear, Clients};
+use crate::limits::Limits;
+use crate::reference::Reference;
+use crate::token::{self, Challenge};
+
+/// Read of an answer that only explains a status.
+const EXPLANATION_LIMIT: u64 = 64 << 10;
+
+/// The requests of one pull.
+#[derive(Debug)]
+pub(crate) struct Session<'c> {
+    pub(crate) limits: &'c Limits,
+    pub(crate) reference: &'c Reference,
+    pub(crate) clear: &'c Arc<Clear>,
+    http: &'c Client,
+    posting: &'c Client,
+    logins: &'c Logins,
+    credential: tokio::sync::OnceCell<Option<Credential>>,
+    authorization: Mutex<Option<HeaderValue>>,
+}
+
+impl<'c> Session<'c> {
+    pub(crate) fn new(
+        reference: &'c Reference,
+        clients: &'c Clients,
+        clear: &'c Arc<Clear>,
+        logins: &'c Logins,
+        limits: &'c Limits,
+    ) -> Session<'c> {
+        Session {
+            limits,
+            reference,
+            clear,
+            http: clients.to(reference.host()),
+            posting: clients.posting_to(reference.host()),
+            logins,
+            credential: tokio::sync::OnceCell::new(),
+            authorization: Mutex::new(None),
+        }
+    }
+
+    /// Asks for `path` of the repository, from byte `from` on. Answers with a success or with
+    /// 416; everything else is a fault. `what` is for messages.
+    pub(crate) async fn get(
+        &self,
+        path: &str,
+        accept: &'static str,
+        from: u64,
+        what: &str,
+    ) -> Result<Response, Fault> {
+        let url = self.address(path)?;
+        let mut asked_to_log_in = false;
+        loop {
+            let mut request = self.http.get(url.clone()).header(ACCEPT, accept);
+            if let Some(authorization) = self.authorization() {
+                request = request.header(AUTHORIZATION, authorization);
+            }
+            if from > 0 {
+                request = request.header(RANGE, format!("bytes={from}-"));
+            }
+            let response = self.send(request, what).await?;
+            let status = response.status();
+            let by_registry = response.url().origin() == url.origin();
+            if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE {
+                return Ok(response);
+            }
+            if status != StatusCode::UNAUTHORIZED || !by_registry || asked_to_log_in {
+                return Err(self.refusal(response, what, by_registry).await);
+            }
+            // A second one is the answer to the login.
+            asked_to_log_in = true;
+            let offered = response.headers().get_all(WWW_AUTHENTICATE);
+            let challenge = Challenge::best(offered.iter().filter_map(|text| text.to_str().ok()));
+            let authorization = self.log_in(challenge, what).await?;
+            *self.lock() = Some(authorization);
+        }
+    }
+
+    /// Sends one request; waits for the head of its answer as long as for any byte.
+    pub(crate) async fn send(
+        &self,
+        request: RequestBuilder,
+        what: &str,
+    ) -> Result<Response, Fault> {
+        match tokio::time::timeout(self.limits.stall, request.send()).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(cause)) => Err(self.lost(cause, what)),
+            Err(_) => Err(self.stalled(self.limits.stall, what)),
+        }
+    }
+
+    /// The whole body; `TooLong` is the caller's to judge.
+    pub(crate) async fn body(
+        &self,
+        response: &mut Response,
+        limit: u64,
+        what: &str,
+    ) -> Result<Option<Vec<u8>>, Fault> {
+        match http::read(response, limit, self.limits.stall).await {
+            Ok(body) => Ok(Some(body)),
+            Err(BodyError::TooLong) => Ok(None),
+            Err(BodyError::Stalled(limit)) => Err(self.stalled(limit, what)),
+            Err(BodyError::Lost(cause)) => Err(self.lost(cause, what)),
+        }
+    }
+
+    /// The client, for a token server.
+    pub(crate) fn http(&self) -> &Client {
+        self.http
+    }
+
+    /// The client that posts secrets, for a token server.
+    pub(crate) fn posting(&self) -> &Client {
+        self.posting
+    }
+
+    fn address(&self, path: &str) -> Result<Url, RegistryError> {
+        let host = self.reference.host();
+        let scheme = match self.clear.covers(host) {
+            true => "http",
+            false => "https",
+        };
+        let repository = self.reference.repository();
+        Url::parse(&format!("{scheme}://{host}/v2/{repository}/{path}")).map_err(|cause| {
+            RegistryError::BadReference {
+                value: self.reference.to_string(),
+                why: cause.to_string(),
+            }
+        })
+    }
+
+    fn authorization(&self) -> Option<HeaderValue> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<HeaderValue>> {
+        self.authorization
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what the 401 asks for, as far as there is a login for it.
+    async fn log_in(&self, challenge: Option<Challenge>, what: &str) -> Result<HeaderValue, Fault> {
+        let credential = self
+            .credential
+            .get_or_try_init(|| self.logins.find(self.reference.registry()))
+            .await?;
+        let denied = || Fault::from(self.denied(StatusCode::UNAUTHORIZED, what));
+        match (challenge, credential) {
+            (Some(_), Some(Credential::Bearer(token))) => token::bearer(token).ok_or_else(denied),
+            (Some(Challenge::Basic), Some(Credential::Login { user, password })) => {
+                token::basic(user, password).ok_or_else(denied)
+            }
+            (Some(Challenge::Bearer { realm, service }), credential) => {
+                token::obtain(self, &realm, service.as_deref(), credential.as_ref(), what).await
+            }
+            (None, _) | (Some(Challenge::Basic), _) => Err(denied()),
+        }
+    }
+
+    pub(crate) fn denied(&self, status: StatusCode, what: &str) -> RegistryError {
+        RegistryError::Denied {
+            registry: self.reference.registry().to_owned(),
+            what: what.to_owned(),
+            status: status.as_u16(),
+        }
+    }
+
+    /// The request or its answer was lost on the way.
+    pub(crate) fn lost(&self, cause: reqwest::Error, what: &str) -> Fault {
+        // Its address can be a signed one.
+        let cause = cause.without_url();
+        let why = match &cause {
+            cause if cause.is_connect() => "cannot connect",
+            cause if cause.is_redirect() => "it leads elsewhere in a way that is not followed",
+            _ => "the connection was lost",
+        };
+        let stays = cause.is_redirect() || cause.is_builder();
+        Fault {
+            error: self.unavailable(what, why.to_owned(), Some(Box::new(cause))),
+            again: if stays { Again::Never } else { Again::Soon },
+        }
+    }
+
+    pub(crate) fn stalled(&self, limit: Duration, what: &str) -> Fault {
+        let why = format!("nothing came for {} s", limit.as_secs_f32());
+        Fault::passing(self.unavailable(what, why, None))
+    }
+
+    pub(crate) fn unavailable(
+        &self,
+        what: &str,
+        why: String,
+        cause: Option<Box<dyn Error + Send + Sync>>,
+    ) -> RegistryError {
+        RegistryError::Unavailable {
+            registry: self.reference.registry().to_owned(),
+            what: what.to_owned(),
+            why,
+            cause,
+        }
+    }
+
+    /// What a status that is no success means. `by_registry` is false when a host answered that
+    /// the registry had redirected to: its refusal is about the redirect, which may be out of
+    /// date, and not about the login.
+    pub(crate) async fn refusal(
+        &self,
+        mut response: Response,
+        what: &str,
+        by_registry: bool,
+    ) -> Fault {
+        let status = response.status();
+        let wait = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|text| text.trim().parse().ok())
+            .map(Duration::from_secs);
+        let again = wait.map_or(Again::Soon, Again::After);
+        let message = self.explanation(&mut response).await;
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if by_registry => {
+                self.denied(status, what).into()
+            }
+            StatusCode::NOT_FOUND => RegistryError::NotFound {
+                registry: self.reference.registry().to_owned(),
+                what: what.to_owned(),
+            }
+            .into(),
+            StatusCode::TOO_MANY_REQUESTS => Fault {
+                error: RegistryError::RateLimited {
+                    registry: self.reference.registry().to_owned(),
+                    wait,
+                    message,
+                },
+                again,
+            },
+            _ => {
+                let passes = status.is_server_error()
+                    || status == StatusCode::REQUEST_TIMEOUT
+                    || !by_registry;
+                let why = match message.as_str() {
+                    "" => format!("it answered {}", status.as_u16()),
+                    message => format!("it answered {}: {message}", status.as_u16()),
+                };
+                Fault {
+                    error: self.unavailable(what, why, None),
+                    again: if passes { again } else { Again::Never },
+                }
+            }
+        }
+    }
+
+    /// The message of the body, when it is in the form that registries share.
+    async fn explanation(&self, response: &mut Response) -> String {
+        #[derive(Deserialize)]
+        struct Body {
+            errors: Vec<Said>,
+        }
+        #[derive(Deserialize, Default)]
+        #[serde(default)]
+        struct Said {
+            code: String,
+            message: String,
+        }
+        let json = response
+            .headers()
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .is_some_and(|kind| kind.contains("json"));
+        if !json {
+            return String::new();
+        }
+        http::read(response, EXPLANATION_LIMIT, self.limits.stall)
+            .await
+            .ok()
+            .and_then(|body| serde_json::from_slice::<Body>(&body).ok())
+            .and_then(|body| body.errors.into_iter().next())
+            .map(|said| match said.message.as_str() {
+                "" => plain(&said.code),
+                message => plain(message),
+            })
+            .unwrap_or_default()
+    }
+}
