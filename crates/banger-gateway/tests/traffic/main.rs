@@ -102,7 +102,7 @@ room_test!(a_reset_of_either_side_is_one_for_the_other, scene, [], {
     assert!(!well, "a reset is no orderly end");
     assert_eq!(
         tally.says(),
-        "100000 bytes, 0 wrong",
+        "10000 bytes, 0 wrong",
         "it does not overtake data"
     );
     scene.guest.forget(handle);
