@@ -6,7 +6,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Empty;
-use crate::image::{ImageBuildParams, ImageListResult, ImageRegisterParams, ImageShowResult};
+use crate::image::{
+    ImageBuildParams, ImageListResult, ImagePullParams, ImageRegisterParams, ImageShowResult,
+};
 use crate::kernel::{KernelImportParams, KernelListResult, KernelPullParams, KernelShowResult};
 use crate::operation::{OperationListResult, OperationResult};
 use crate::system::{DoctorReport, PingResult, ShutdownParams, ShutdownResult, SystemInfo};
@@ -109,6 +111,8 @@ endpoints! {
     VmPing Get "/vms/{vm}/ping" 200 Empty => VmPingResult;
     /// All images.
     ImageList Get "/images" 200 Empty => ImageListResult;
+    /// Fetch an image from a registry.
+    ImagePull Post "/images/pull" 202 ImagePullParams => OperationResult;
     /// Take a host's file as image.
     ImageRegister Post "/images/register" 200 ImageRegisterParams => ImageShowResult;
     /// Build an image from a Debian suite.

@@ -67,6 +67,7 @@ codes! {
     Running "running" Refused "The VM runs.",
     MustBeStopped "must_be_stopped" Refused "Only of a VM at rest.",
     Busy "busy" Refused "Something else is under way.",
+    RegistryDenied "registry_denied" Refused "A registry wants another login.",
     VerifyFailed "verify_failed" Refused "A checksum or signature does not hold.",
     Unauthorized "unauthorized" Refused "Not the owner.",
     Cancelled "cancelled" Refused "Cancelled, or overtaken.",

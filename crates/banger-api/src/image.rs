@@ -55,15 +55,33 @@ pub struct Image {
     pub oci: Option<OciConfig>,
 }
 
-/// What an OCI image says of itself.
+/// What an OCI image says of itself, and where it is from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct OciConfig {
+    /// What was asked for, spelled out: `docker.io/library/debian:12`.
+    #[serde(default)]
+    pub reference: String,
+    /// Of the manifest: `sha256:` and 64 hex digits.
+    #[serde(default)]
+    pub digest: String,
+    /// `linux/amd64`.
+    #[serde(default)]
+    pub platform: String,
     /// `K=V`.
     #[serde(default)]
     pub env: Vec<String>,
     /// Working directory of commands.
     #[serde(default)]
     pub working_dir: String,
+    /// `USER[:GROUP]` of the image's own command.
+    #[serde(default)]
+    pub user: String,
+    /// The image's own command: what is always run.
+    #[serde(default)]
+    pub entrypoint: Vec<String>,
+    /// The image's own command: what may be replaced.
+    #[serde(default)]
+    pub cmd: Vec<String>,
     /// Labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -97,6 +115,25 @@ pub struct ImageRegisterParams {
     /// Kept for older clients; does nothing on registering.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub docker: bool,
+}
+
+/// `POST /images/pull`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImagePullParams {
+    /// An OCI reference by tag or digest, as docker spells it.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// `repository-tag` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// A local kernel that it boots with, by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_ref: Option<String>,
+    /// Size of the root filesystem; its content and half as much again, and at
+    /// least 1 GiB, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
 }
 
 /// `POST /images/build`.

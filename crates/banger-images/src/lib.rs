@@ -9,6 +9,7 @@ pub mod ext4;
 pub mod initramfs;
 pub mod kernel;
 pub mod modules;
+pub mod oci;
 pub mod process;
 pub mod progress;
 pub mod sources;

@@ -30,7 +30,6 @@ const LATER: &[&str] = &[
     "default_dns",
     "dns_listen",
     "catalog_path",
-    "insecure_registries",
     "file_sync",
 ];
 
@@ -118,6 +117,8 @@ pub(crate) struct Config {
     pub(crate) default_image_name: String,
     /// Kernel of VMs that name none, and whose image names none.
     pub(crate) default_kernel_name: Option<String>,
+    /// Registries that speak without TLS, as host or host:port.
+    pub(crate) insecure_registries: Vec<String>,
     /// VMs untouched for longer are stopped; none when zero.
     pub(crate) auto_stop_stale_after: Duration,
     /// How often live VMs are measured; at least 1 s.
@@ -146,6 +147,7 @@ impl Default for Config {
             qemu_bin: None,
             default_image_name: "debian-bookworm".to_owned(),
             default_kernel_name: None,
+            insecure_registries: Vec::new(),
             auto_stop_stale_after: Duration::ZERO,
             stats_poll_interval: Duration::from_secs(10),
             trim_systemd: true,
@@ -240,6 +242,7 @@ impl Config {
             "qemu_bin" => self.qemu_bin = Some(file(value)?),
             "default_image_name" => self.default_image_name = name(value)?,
             "default_kernel_name" => self.default_kernel_name = Some(name(value)?),
+            "insecure_registries" => self.insecure_registries = hosts(value)?,
             "auto_stop_stale_after" => self.auto_stop_stale_after = duration(value)?,
             "stats_poll_interval" => {
                 self.stats_poll_interval = duration(value)?;
@@ -403,6 +406,22 @@ fn name(value: &DeValue<'_>) -> Result<String, String> {
     }
 }
 
+fn hosts(value: &DeValue<'_>) -> Result<Vec<String>, String> {
+    let rule = || "must be a list of host or host:port".to_owned();
+    let DeValue::Array(values) = value else {
+        return Err(rule());
+    };
+    let host = |value: &Spanned<DeValue<'_>>| {
+        let host = text(value.get_ref()).map_err(|_| rule())?;
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte);
+        if host.is_empty() || host.len() > 255 || !host.bytes().all(fits) {
+            return Err(rule());
+        }
+        Ok(host.to_ascii_lowercase())
+    };
+    values.iter().map(host).collect()
+}
+
 fn file(value: &DeValue<'_>) -> Result<PathBuf, String> {
     let text = text(value)?;
     if let Some(below) = text.strip_prefix("~/") {
@@ -461,6 +480,7 @@ mod tests {
             qemu_bin = "/opt/qemu"
             default_image_name = "mine"
             default_kernel_name = "6.1"
+            insecure_registries = ["Registry.lan:5000", "10.0.0.1"]
             auto_stop_stale_after = "2h30m"
             stats_poll_interval = "5s"
             trim_systemd = false
@@ -482,6 +502,7 @@ mod tests {
             qemu_bin: Some("/opt/qemu".into()),
             default_image_name: "mine".to_owned(),
             default_kernel_name: Some("6.1".to_owned()),
+            insecure_registries: vec!["registry.lan:5000".to_owned(), "10.0.0.1".to_owned()],
             auto_stop_stale_after: Duration::from_secs(9000),
             stats_poll_interval: Duration::from_secs(5),
             trim_systemd: false,
@@ -497,6 +518,10 @@ mod tests {
     #[test]
     fn a_bad_value_is_named_by_file_line_and_key() {
         for (text, expected) in [
+            (
+                "insecure_registries = [\"http://x\"]",
+                "/c.toml:1: insecure_registries: must be a list of host or host:port",
+            ),
             (
                 "\nengine = \"xen\"\n",
                 "/c.toml:2: engine: must be auto, firecracker or qemu",

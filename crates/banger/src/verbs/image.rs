@@ -3,20 +3,22 @@
 use std::path::PathBuf;
 
 use banger_api::Empty;
-use banger_api::endpoint::{ImageBuild, ImageDelete, ImageList, ImageRegister, ImageShow};
+use banger_api::endpoint::{
+    ImageBuild, ImageDelete, ImageList, ImagePull, ImageRegister, ImageShow,
+};
 use banger_api::image::{
-    Image, ImageBuildParams, ImageListResult, ImageRegisterParams, ImageShowResult,
+    Image, ImageBuildParams, ImageListResult, ImagePullParams, ImageRegisterParams, ImageShowResult,
 };
 use clap::{Args, Subcommand};
 
 use super::list::ListFlags;
-use crate::client::At;
 use crate::client::start::Place;
+use crate::client::{At, Client};
 use crate::failure::Failure;
-use crate::interrupt::guarded;
+use crate::interrupt::{Cancel, guarded};
 use crate::paths::absolute;
 use crate::show::progress::Progress;
-use crate::show::size::about;
+use crate::show::size::{self, about};
 use crate::show::table::{Table, facts};
 use crate::show::{escape, short_id};
 use crate::{complete, follow};
@@ -28,6 +30,7 @@ pub(crate) enum Verb {
     Show(Show),
     #[command(visible_alias = "rm")]
     Delete(Delete),
+    Pull(Pull),
     Register(Register),
     Build(Build),
 }
@@ -56,6 +59,29 @@ pub(crate) struct Delete {
     /// Images by name or id
     #[arg(required = true, value_name = "IMAGE", add = complete::images())]
     images: Vec<String>,
+}
+
+/// Fetch an image from a registry
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  banger pull debian:bookworm
+  banger pull ghcr.io/org/app@sha256:... --name app
+  banger pull localhost:5000/app:dev --size 8GiB
+
+Logins are those of docker: docker login REGISTRY")]
+pub(crate) struct Pull {
+    /// Image as docker spells it, by tag or digest
+    #[arg(value_name = "REF")]
+    reference: String,
+    /// Name [default: REPOSITORY-TAG]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Kernel it boots with, by name
+    #[arg(long, value_name = "KERNEL", add = complete::kernels())]
+    kernel_ref: Option<String>,
+    /// Size of the root filesystem, like 4GiB [default: its content and half as much again]
+    #[arg(long, value_name = "SIZE", value_parser = crate::show::size::parse_disk)]
+    size: Option<String>,
 }
 
 /// Use an ext4 file of this host as image
@@ -115,6 +141,7 @@ impl Verb {
             Self::List(args) => args.run(place).await,
             Self::Show(args) => args.run(place).await,
             Self::Delete(args) => args.run(place).await,
+            Self::Pull(args) => args.run(place).await,
             Self::Register(args) => args.run(place).await,
             Self::Build(args) => args.run(place).await,
         }
@@ -218,6 +245,43 @@ impl Delete {
     }
 }
 
+impl Pull {
+    /// Pulls.
+    pub(crate) async fn run(self, place: &Place) -> Result<u8, Failure> {
+        let params = ImagePullParams {
+            reference: self.reference,
+            name: self.name,
+            kernel_ref: self.kernel_ref,
+            // Parsed once already, with the other words.
+            size_bytes: self.size.as_deref().and_then(|size| size::parse(size).ok()),
+        };
+        guarded(async |cancel| {
+            let client = place.reach().await?;
+            let begun = client.call::<ImagePull>(&[], &params).await?.operation;
+            named(place, &client, &begun.id, cancel).await
+        })
+        .await
+    }
+}
+
+/// Follows an operation to its end and prints the image's name.
+async fn named(
+    place: &Place,
+    client: &Client,
+    operation: &str,
+    cancel: Cancel,
+) -> Result<u8, Failure> {
+    let mut progress = Progress::new();
+    let done = follow::success(place, client, operation, &mut progress, cancel).await?;
+    let name = done
+        .image
+        .map(|image| image.name)
+        .or(done.image_name)
+        .unwrap_or_default();
+    crate::show::line(&escape(&name))?;
+    Ok(0)
+}
+
 impl Register {
     async fn run(self, place: &Place) -> Result<u8, Failure> {
         let path = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
@@ -249,15 +313,7 @@ impl Build {
         guarded(async |cancel| {
             let client = place.reach().await?;
             let begun = client.call::<ImageBuild>(&[], &params).await?.operation;
-            let mut progress = Progress::new();
-            let done = follow::success(place, &client, &begun.id, &mut progress, cancel).await?;
-            let name = done
-                .image
-                .map(|image| image.name)
-                .or(done.image_name)
-                .unwrap_or_default();
-            crate::show::line(&escape(&name))?;
-            Ok(0)
+            named(place, &client, &begun.id, cancel).await
         })
         .await
     }

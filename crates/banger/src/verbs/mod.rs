@@ -38,6 +38,7 @@ pub(crate) async fn run(cli: Cli, started: Instant) -> Result<u8, Failure> {
         Verb::Ps(args) => args.run(&place).await,
         Verb::Image { verb } => verb.run(&place).await,
         Verb::Images(args) => args.run(&place).await,
+        Verb::Pull(args) => args.run(&place).await,
         Verb::Kernel { verb } => verb.run(&place).await,
         Verb::Operation { verb } => verb.run(&place).await,
         Verb::Daemon { verb } => verb.run(&place).await,

@@ -3,7 +3,9 @@
 use banger_api::error::Code;
 use banger_images::apt::AptError;
 use banger_images::kernel::KernelError;
+use banger_images::oci::OciError;
 use banger_images::suite::SuiteError;
+use banger_registry::RegistryError;
 
 use super::flight::was_cancelled;
 use crate::daemon::describe;
@@ -37,6 +39,39 @@ pub(super) fn of_kernel(error: &KernelError) -> Failure {
         }
         KernelError::Write(_) => describe(Code::Internal, error),
         KernelError::Cancelled(_) => was_cancelled(),
+    }
+}
+
+pub(super) fn of_registry(error: &RegistryError) -> Failure {
+    let code = match error {
+        RegistryError::BadReference { .. } => Code::BadReference,
+        RegistryError::NotFound { .. } => Code::NotFound,
+        RegistryError::Denied { .. }
+        | RegistryError::Helper { .. }
+        | RegistryError::Logins { .. } => Code::RegistryDenied,
+        RegistryError::RateLimited { .. } | RegistryError::Unavailable { .. } => Code::Unreachable,
+        RegistryError::Damaged { .. } => Code::VerifyFailed,
+        RegistryError::Unsupported { .. } => Code::Unsupported,
+        RegistryError::NoSpace { .. } => Code::NoSpace,
+        RegistryError::Cache { .. } | RegistryError::Setup { .. } => Code::Internal,
+        RegistryError::Cancelled => return was_cancelled(),
+    };
+    let failure = describe(code, error);
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+pub(super) fn of_oci(error: &OciError) -> Failure {
+    if error.is_cancelled() {
+        was_cancelled()
+    } else if error.is_no_space() {
+        describe(Code::NoSpace, error)
+    } else if error.is_of_the_image() {
+        describe(Code::BadArchive, error)
+    } else {
+        describe(Code::Internal, error)
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod boot;
 mod build;
+mod pull;
 mod register;
 
 use std::fs;
@@ -22,6 +23,7 @@ use crate::failure::Failure;
 pub(super) use boot::boot_image;
 pub(super) use build::obtainable;
 pub(crate) use build::{NewImage, suite_of};
+pub(crate) use pull::NewPull;
 pub(super) use register::absolute;
 
 fn bad_name<T>(parsed: Result<T, banger_model::name::BadName>) -> Result<T, Failure> {

@@ -35,7 +35,7 @@ use crate::paths::Paths;
 use crate::ports::{Artifacts, BootImage, BootKernel, Progress};
 
 pub(crate) use self::boot::find_agent;
-pub(crate) use self::images::{NewImage, suite_of};
+pub(crate) use self::images::{NewImage, NewPull, suite_of};
 pub(crate) use self::kernels::NewKernel;
 pub(crate) use self::publish::is_staging;
 pub(crate) use self::records::{ImageRecord, image as image_record};
@@ -51,6 +51,7 @@ struct Inner {
     cache: PathBuf,
     default_image: String,
     default_kernel: Option<String>,
+    insecure_registries: Vec<String>,
     boots: Boots,
     image_flights: Flights<ImageRecord>,
     kernel_flights: Flights<KernelRecord>,
@@ -86,6 +87,7 @@ impl Shelf {
             cache: paths.cache.clone(),
             default_image: config.default_image_name.clone(),
             default_kernel: config.default_kernel_name.clone(),
+            insecure_registries: config.insecure_registries.clone(),
             boots: Boots::new(&paths.cache),
             image_flights: Flights::new(tasks.clone()),
             kernel_flights: Flights::new(tasks.clone()),

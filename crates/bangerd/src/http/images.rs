@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use banger_api::Empty;
-use banger_api::endpoint::{ImageBuild, ImageDelete, ImageList, ImageRegister, ImageShow};
-use banger_api::image::{ImageBuildParams, ImageListResult, ImageRegisterParams, ImageShowResult};
+use banger_api::endpoint::{
+    ImageBuild, ImageDelete, ImageList, ImagePull, ImageRegister, ImageShow,
+};
+use banger_api::image::{
+    ImageBuildParams, ImageListResult, ImagePullParams, ImageRegisterParams, ImageShowResult,
+};
 use banger_api::operation::OperationResult;
 
 use super::operations::{WAIT, accepted};
 use super::routes::{Call, Routes};
-use crate::artifact::NewImage;
+use crate::artifact::{NewImage, NewPull};
 use crate::daemon::App;
 use crate::failure::Failure;
 use crate::operation::{Outcome, Subject};
@@ -18,6 +22,7 @@ pub(super) fn add(routes: Routes) -> Routes {
     routes
         .on::<ImageList, _, _>(&[], list)
         .on::<ImageRegister, _, _>(&[], register)
+        .on::<ImagePull, _, _>(&[WAIT], pull)
         .on::<ImageBuild, _, _>(&[WAIT], build)
         .on::<ImageShow, _, _>(&[], show)
         .on::<ImageDelete, _, _>(&[], delete)
@@ -36,6 +41,28 @@ async fn register(
     Ok(ImageShowResult {
         image: app.shelf.register(call.body).await?,
     })
+}
+
+async fn pull(app: Arc<App>, call: Call<ImagePullParams>) -> Result<OperationResult, Failure> {
+    let wanted = NewPull::of(&call.body)?;
+    app.shelf.can_pull_image(&wanted).await?;
+    let subject = Subject {
+        vm: None,
+        image: Some((String::new(), wanted.name().to_owned())),
+    };
+    let handle = app
+        .operations
+        .begin("image.pull", subject, &call.op)
+        .await?;
+    let (shelf, work) = (app.shelf.clone(), handle.clone());
+    app.work(handle.clone(), async move {
+        let image = shelf.pull_image(wanted, &work).await?;
+        Ok(Outcome {
+            image: Some(image),
+            ..Outcome::default()
+        })
+    });
+    accepted(&app, &call.query, handle.operation()).await
 }
 
 async fn build(app: Arc<App>, call: Call<ImageBuildParams>) -> Result<OperationResult, Failure> {

@@ -229,6 +229,7 @@ async fn replies_are_what_the_document_promises() {
     assert_eq!(
         missing,
         [
+            "POST /v1/images/pull",
             "POST /v1/images/build",
             "POST /v1/kernels/pull",
             "POST /v1/kernels/import",

@@ -129,7 +129,7 @@ fn document(served: &[Served]) -> Value {
         Ping System Doctor Shutdown
         VmList VmCreate VmShow VmSet VmDelete VmStart VmRestart VmStop VmKill
         VmStats VmLogs VmHealth VmPing
-        ImageList ImageRegister ImageBuild ImageShow ImageDelete
+        ImageList ImagePull ImageRegister ImageBuild ImageShow ImageDelete
         KernelList KernelPull KernelImport KernelShow KernelDelete
         OperationList OperationShow OperationCancel
     }

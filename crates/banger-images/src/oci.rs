@@ -1,0 +1,230 @@
+//! An OCI image made bootable: its config read, its layers merged and written as ext4.
+//!
+//! Refuses configs that are no JSON object of the form the OCI image specification gives; what
+//! of one cannot be used in a guest is left out.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::ext4::{self, ImageOptions, RootfsWriter as _, WriteError};
+use crate::progress::{Cancel, Report};
+use crate::tar::{Limits, TarError};
+use crate::tree::{self, ReadError, Source};
+
+/// Values of one kind that a config may have.
+const COUNT_LIMIT: usize = 4096;
+
+/// An OCI image could not be made bootable.
+#[derive(Debug, thiserror::Error)]
+pub enum OciError {
+    /// The config is not one.
+    #[error("the image's config cannot be read")]
+    Config(#[source] serde_json::Error),
+    /// The config has more than any image needs.
+    #[error("the image's config has more than {COUNT_LIMIT} {what}")]
+    TooMuch {
+        /// Of what.
+        what: &'static str,
+    },
+    /// A layer's file.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The layers.
+    #[error(transparent)]
+    Layers(#[from] ReadError),
+    /// The image.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// What of an image's config matters to a guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Config {
+    /// As Go names it: `amd64`.
+    pub architecture: String,
+    /// `K=V`.
+    pub env: Vec<String>,
+    /// Absolute, or empty.
+    pub working_dir: String,
+    /// `USER[:GROUP]`, or empty.
+    pub user: String,
+    /// What the image's own command always begins with.
+    pub entrypoint: Vec<String>,
+    /// The rest of it.
+    pub cmd: Vec<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// Reads a config.
+    ///
+    /// # Errors
+    /// [`OciError::Config`], [`OciError::TooMuch`].
+    pub fn parse(json: &[u8]) -> Result<Config, OciError> {
+        let document: Document = serde_json::from_slice(json).map_err(OciError::Config)?;
+        let inner = document.config.unwrap_or_default();
+        let mut env = inner.env.unwrap_or_default();
+        for (what, count) in [
+            ("variables", env.len()),
+            (
+                "words of a command",
+                inner.entrypoint.iter().flatten().count(),
+            ),
+            ("words of a command", inner.cmd.iter().flatten().count()),
+            ("labels", inner.labels.iter().flatten().count()),
+        ] {
+            if count > COUNT_LIMIT {
+                return Err(OciError::TooMuch { what });
+            }
+        }
+        env.retain(|pair| {
+            let name = pair.split_once('=').map(|(name, _)| name);
+            name.is_some_and(|name| !name.is_empty()) && !pair.contains('\0')
+        });
+        let working_dir = inner.working_dir.unwrap_or_default();
+        let usable = working_dir.starts_with('/') && !working_dir.contains('\0');
+        Ok(Config {
+            architecture: document.architecture.unwrap_or_default(),
+            env,
+            working_dir: if usable { working_dir } else { String::new() },
+            user: inner.user.unwrap_or_default(),
+            entrypoint: inner.entrypoint.unwrap_or_default(),
+            cmd: inner.cmd.unwrap_or_default(),
+            labels: inner.labels.unwrap_or_default(),
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Document {
+    architecture: Option<String>,
+    config: Option<Inner>,
+}
+
+/// Every field may be absent or null.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inner {
+    env: Option<Vec<String>>,
+    working_dir: Option<String>,
+    user: Option<String>,
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    labels: Option<BTreeMap<String, String>>,
+}
+
+/// Merges layers, the lowest first, into an ext4 file; gives its size in bytes. Nothing is left
+/// of it when that fails.
+///
+/// # Errors
+/// [`OciError`].
+pub fn write(
+    layers: &[PathBuf],
+    out: &Path,
+    size_bytes: Option<u64>,
+    cancel: &Cancel,
+    report: &dyn Report,
+) -> Result<u64, OciError> {
+    let open = |path: &PathBuf| {
+        let cause = |cause| OciError::Open {
+            path: path.clone(),
+            cause,
+        };
+        File::open(path).map(Source::Packed).map_err(cause)
+    };
+    let sources = layers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    report.stage("read_layers", "");
+    let tree = tree::from_layers(&sources, &Limits::default(), cancel, report)?;
+    report.stage("write_image", "");
+    let options = ImageOptions {
+        size_bytes: size_bytes
+            .unwrap_or_else(|| ext4::roomy_size(&tree))
+            .next_multiple_of(4096),
+        label: Some("root".to_owned()),
+        uuid: None,
+        epoch: ext4::now(),
+        read_only: false,
+        sync: false,
+    };
+    ext4::InProcess.write(&tree, &sources, out, &options, cancel, report)?;
+    Ok(options.size_bytes)
+}
+
+impl OciError {
+    /// The disk is full.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            OciError::Write(error) => error.is_no_space(),
+            OciError::Open { cause, .. } => cause.kind() == io::ErrorKind::StorageFull,
+            _ => false,
+        }
+    }
+
+    /// The caller cancelled.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        matches!(
+            self,
+            OciError::Layers(ReadError::Cancelled(_)) | OciError::Write(WriteError::Cancelled(_))
+        )
+    }
+
+    /// The image itself is at fault, not this host.
+    #[must_use]
+    pub fn is_of_the_image(&self) -> bool {
+        match self {
+            OciError::Config(_) | OciError::TooMuch { .. } => true,
+            OciError::Layers(ReadError::Tar(TarError::Io(cause))) => {
+                // What a decompressor says of its input; the file itself was verified whole.
+                cause.raw_os_error().is_none()
+            }
+            OciError::Layers(ReadError::Tar(_)) => true,
+            OciError::Write(WriteError::Layout { .. }) => true,
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_cannot_use_is_left_out_and_null_is_nothing() {
+        let json = br#"{"architecture":"amd64","config":{
+            "Env":["PATH=/bin","=x","lonely","A=b=c","N=a\u0000b"],"WorkingDir":"srv",
+            "User":"bob:staff","Entrypoint":["/init"],"Cmd":null,"Labels":{"a":"b"}}}"#;
+        let config = Config::parse(json).unwrap();
+        assert_eq!(config.env, ["PATH=/bin", "A=b=c"]);
+        assert_eq!(config.working_dir, "", "it is not absolute");
+        assert_eq!((config.user.as_str(), config.cmd.len()), ("bob:staff", 0));
+        assert_eq!(config.entrypoint, ["/init"]);
+        assert_eq!(config.labels["a"], "b");
+        assert_eq!(Config::parse(b"{}").unwrap(), Config::default());
+        assert_eq!(
+            Config::parse(br#"{"config":null,"architecture":null}"#).unwrap(),
+            Config::default()
+        );
+        for bad in [&b"[]"[..], b"{\"config\":[]}", b"nonsense"] {
+            assert!(matches!(Config::parse(bad), Err(OciError::Config(_))));
+        }
+        let many = vec!["A=b"; COUNT_LIMIT + 1];
+        let json = serde_json::json!({ "config": { "Env": many } });
+        assert!(matches!(
+            Config::parse(json.to_string().as_bytes()),
+            Err(OciError::TooMuch { .. })
+        ));
+    }
+}

@@ -1,0 +1,279 @@
+//! Images from a registry.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use banger_api::error::Code;
+use banger_api::image::{Image, ImagePullParams, OciConfig};
+use banger_images::oci::{self, Config};
+use banger_images::{Cancel, Report};
+use banger_model::ImageName;
+use banger_registry::{Cache, Client, Pulled, Reference};
+use banger_store::images;
+use tokio_util::sync::CancellationToken;
+
+use super::super::cancelled::cancelled;
+use super::super::flight::was_cancelled;
+use super::super::publish::Staging;
+use super::super::records::ImageRecord;
+use super::super::{Kind, Shelf, blocking, failures, space};
+use super::{allocated, already_exists, bad_name, new_id};
+use crate::failure::Failure;
+use crate::operation::now;
+use crate::ports::Progress;
+
+/// What a root filesystem may be asked to be, bytes.
+const SIZES: std::ops::RangeInclusive<u64> = 256 << 20..=128 << 30;
+/// Hex digits of a digest in a name.
+const DIGITS: usize = 12;
+/// Longest name that is made from a reference.
+const NAME: usize = 63;
+
+/// An image to pull, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct NewPull {
+    name: ImageName,
+    reference: Reference,
+    kernel: Option<String>,
+    size_bytes: Option<u64>,
+}
+
+impl NewPull {
+    /// Checks what a client asks for.
+    pub(crate) fn of(params: &ImagePullParams) -> Result<Self, Failure> {
+        let reference: Reference = params
+            .reference
+            .parse()
+            .map_err(|error| failures::of_registry(&error))?;
+        if let Some(bytes) = params.size_bytes
+            && !SIZES.contains(&bytes)
+        {
+            let why = format!("{bytes} bytes: a root filesystem has 256M to 128G");
+            return Err(Failure::new(Code::BadSize, why));
+        }
+        let name = match &params.name {
+            Some(name) => name.clone(),
+            None => name_of(&reference),
+        };
+        Ok(Self {
+            name: bad_name(ImageName::parse(&name))
+                .map_err(|failure| failure.hint("--name NAME"))?,
+            reference,
+            kernel: params.kernel_ref.clone(),
+            size_bytes: params.size_bytes,
+        })
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// Two requests of one key are the same request.
+    fn key(&self) -> String {
+        format!(
+            "pull\n{}\n{}\n{:?}\n{:?}",
+            self.name, self.reference, self.kernel, self.size_bytes
+        )
+    }
+}
+
+/// `debian-bookworm` for `docker.io/library/debian:bookworm`; with a digest its first digits.
+fn name_of(reference: &Reference) -> String {
+    let last = reference
+        .repository()
+        .rsplit('/')
+        .next()
+        .unwrap_or_default();
+    let tail = match (reference.digest(), reference.tag()) {
+        (Some(digest), _) => digest.hex()[..DIGITS].to_owned(),
+        (None, tag) => tag.unwrap_or("latest").to_lowercase(),
+    };
+    // What repositories and tags may have and names may not.
+    let mut name = format!("{last}-{tail}").replace(['_', '.'], "-");
+    name.truncate(NAME);
+    name.trim_end_matches('-').to_owned()
+}
+
+impl Shelf {
+    /// Refuses a pull that cannot succeed, before anything is begun.
+    pub(crate) async fn can_pull_image(&self, wanted: &NewPull) -> Result<(), Failure> {
+        space::enough(&self.0.images_dir)?;
+        if let Some(kernel) = &wanted.kernel {
+            self.find_kernel(kernel).await?;
+        }
+        let name = wanted.name.to_string();
+        let taken = self.0.store.read(move |db| images::by_name(db, &name));
+        match taken.await? {
+            Some(_) => Err(already_exists(&wanted.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Pulls an image, or joins who pulls the same.
+    pub(crate) async fn pull_image(
+        &self,
+        wanted: NewPull,
+        progress: &dyn Progress,
+    ) -> Result<Image, Failure> {
+        let key = wanted.key();
+        let shelf = self.clone();
+        let work = |cancel, report| shelf.obtain_pulled(wanted, cancel, report);
+        let flight = self.0.image_flights.join(&key, progress, work);
+        Ok(flight.await?.image)
+    }
+
+    async fn obtain_pulled(
+        self,
+        wanted: NewPull,
+        cancel: Cancel,
+        report: Arc<dyn Report>,
+    ) -> Result<ImageRecord, Failure> {
+        let _claim = self.claim(Kind::Image, wanted.name())?;
+        // Whoever came after the last look at the name gets what is there.
+        self.can_pull_image(&wanted).await?;
+        report.stage("download", &wanted.reference.to_string());
+        let pulled = tokio::select! {
+            biased;
+            () = cancelled(cancel.clone()) => return Err(was_cancelled()),
+            pulled = self.download(&wanted.reference, &*report) => pulled?,
+        };
+        let parent = self.0.images_dir.clone();
+        let record = blocking(move || make(&wanted, &pulled, &parent, &cancel, &*report)).await?;
+        self.add_published(record).await
+    }
+
+    async fn download(
+        &self,
+        reference: &Reference,
+        report: &dyn Report,
+    ) -> Result<Pulled, Failure> {
+        let config = banger_registry::Config {
+            insecure_registries: self.0.insecure_registries.clone(),
+            ..banger_registry::Config::default()
+        };
+        let pulled = async {
+            let client = Client::new(config)?;
+            let cache = Cache::open(&self.0.cache)?;
+            let progress = |done, total| report.bytes(done, Some(total));
+            // Whoever cancels drops this future, which is as good.
+            let token = CancellationToken::new();
+            client.pull(reference, &cache, &progress, &token).await
+        };
+        pulled.await.map_err(|error| failures::of_registry(&error))
+    }
+}
+
+/// Makes an image's directory and puts it in place, without a row yet.
+fn make(
+    wanted: &NewPull,
+    pulled: &Pulled,
+    parent: &Path,
+    cancel: &Cancel,
+    report: &dyn Report,
+) -> Result<ImageRecord, Failure> {
+    let cannot = |action: &str| {
+        let what = format!("cannot {action} image \"{}\"", wanted.name);
+        move |error: io::Error| match error.kind() {
+            io::ErrorKind::StorageFull => Failure::new(Code::NoSpace, what).caused_by(&error),
+            _ => Failure::internal(what, &error),
+        }
+    };
+    let config = Config::parse(&pulled.config_json).map_err(|error| failures::of_oci(&error))?;
+    let staging = Staging::new(parent).map_err(cannot("begin"))?;
+    let rootfs = staging.path().join("rootfs.ext4");
+    oci::write(&pulled.layers, &rootfs, wanted.size_bytes, cancel, report)
+        .map_err(|error| failures::of_oci(&error))?;
+    report.stage("publish", wanted.name());
+    let id = new_id();
+    let place = parent.join(&id);
+    let record = ImageRecord {
+        image: image(wanted, pulled, config, id, &place, allocated(&rootfs)),
+        rootfs: None,
+        work_seed: None,
+        own_kernel: None,
+    };
+    let text = serde_json::to_vec_pretty(&record).expect("a record is plain JSON");
+    fs::write(staging.path().join("image.json"), text).map_err(cannot("write"))?;
+    staging.publish(&place).map_err(cannot("publish"))?;
+    Ok(record)
+}
+
+fn image(
+    wanted: &NewPull,
+    pulled: &Pulled,
+    config: Config,
+    id: String,
+    place: &Path,
+    size_bytes: Option<u64>,
+) -> Image {
+    let created_at = now();
+    Image {
+        id,
+        name: wanted.name.to_string(),
+        managed: true,
+        artifact_dir: Some(place.display().to_string()),
+        rootfs_path: place.join("rootfs.ext4").display().to_string(),
+        updated_at: created_at.clone(),
+        created_at,
+        kernel_name: wanted.kernel.clone(),
+        arch: Some(config.architecture.clone()).filter(|arch| !arch.is_empty()),
+        size_bytes,
+        oci: Some(OciConfig {
+            reference: wanted.reference.to_string(),
+            digest: pulled.manifest.digest.to_string(),
+            platform: format!("linux/{}", config.architecture),
+            env: config.env,
+            working_dir: config.working_dir,
+            user: config.user,
+            entrypoint: config.entrypoint,
+            cmd: config.cmd,
+            labels: config.labels,
+        }),
+        ..Image::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(reference: &str) -> Result<NewPull, Failure> {
+        NewPull::of(&ImagePullParams {
+            reference: reference.to_owned(),
+            ..ImagePullParams::default()
+        })
+    }
+
+    #[test]
+    fn an_image_is_named_after_its_repository_and_tag() {
+        let digest = "a".repeat(64);
+        let by_digest = format!("ghcr.io/x/y@sha256:{digest}");
+        let long = format!("ghcr.io/x/{}:1", "y".repeat(100));
+        let cut = "y".repeat(63);
+        for (reference, name) in [
+            ("debian:bookworm", "debian-bookworm"),
+            ("alpine", "alpine-latest"),
+            ("ghcr.io/x/my_app:V1.2", "my-app-v1-2"),
+            (&by_digest, "y-aaaaaaaaaaaa"),
+            (&long, &cut),
+        ] {
+            assert_eq!(wanted(reference).unwrap().name(), name, "{reference}");
+        }
+    }
+
+    #[test]
+    fn bad_references_and_sizes_are_refused() {
+        assert_eq!(wanted("a b").unwrap_err().code, Code::BadReference);
+        for size_bytes in [0, (256 << 20) - 1, (128 << 30) + 1, u64::MAX] {
+            let params = ImagePullParams {
+                reference: "debian".to_owned(),
+                size_bytes: Some(size_bytes),
+                ..ImagePullParams::default()
+            };
+            assert_eq!(NewPull::of(&params).unwrap_err().code, Code::BadSize);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Images pulled from a real registry, and booted.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::Duration;
+
+use e2e::{Call, House, Kernel, Live, Root, census, disk, skip};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// Debian's docker-registry on loopback, with an image in it.
+struct Registry {
+    /// `127.0.0.1:PORT`.
+    at: String,
+    _server: Live,
+}
+
+/// Two layers: the second takes a file of the first away and brings another. The
+/// config has a variable, a directory and a command.
+const IMAGE: &str = r#"
+umoci init --layout image
+umoci new --image image:1
+umoci unpack --image image:1 first
+cd first/rootfs
+mkdir -p bin etc root srv tmp usr/lib
+cp "$(command -v busybox)" bin/busybox
+for name in sh cat ls id env pwd test true stat; do ln -s busybox bin/$name; done
+echo 'root:x:0:0:root:/root:/bin/sh' > etc/passwd
+echo 'bob:x:1000:1000::/srv:/bin/sh' >> etc/passwd
+echo 'root:x:0:' > etc/group
+echo first > etc/gone
+echo seeded > root/from-image
+ln -s usr/lib lib
+chown 1000:1000 srv
+chmod 4755 bin/busybox
+cd ../..
+umoci repack --image image:1 first
+rm -r first
+umoci unpack --image image:1 second
+rm second/rootfs/etc/gone
+echo second > second/rootfs/lib/new
+umoci repack --image image:1 second
+rm -r second
+umoci config --image image:1 --config.env GREETING=hello --config.workingdir /srv \
+    --config.user bob --config.entrypoint /bin/cat --config.cmd /lib/new \
+    --config.label org.example.kind=test
+"#;
+
+impl Registry {
+    /// Starts it and pushes the image as `team/box:1`; `None`, with the reason
+    /// said, where that cannot be done here.
+    fn start(house: &House) -> Option<Self> {
+        let tools = ["docker-registry", "skopeo", "umoci"];
+        let missing = tools.iter().find(|tool| census::which(tool).is_none());
+        if missing.is_some() || !e2e::am_root() {
+            return None;
+        }
+        let dir = house.dir().join("registry");
+        fs::create_dir_all(&dir).expect("an own directory");
+        let port = TcpListener::bind("127.0.0.1:0")
+            .and_then(|free| free.local_addr())
+            .expect("loopback has a free port")
+            .port();
+        let at = format!("127.0.0.1:{port}");
+        let config = dir.join("config.yml");
+        let text = format!(
+            "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
+             http:\n  addr: {at}\n",
+            dir.join("blobs").display()
+        );
+        fs::write(&config, text).expect("an own file");
+        let server = Call::new("docker-registry", ["serve".as_ref(), config.as_os_str()]).start();
+        e2e::wait::until_true("the registry answers", SOON, || {
+            std::net::TcpStream::connect(&at).is_ok()
+        });
+        let _ = Call::new("sh", ["-ec", IMAGE]).within(&dir).run().ok();
+        let target = format!("docker://{at}/team/box:1");
+        let push = [
+            "copy",
+            "-q",
+            "--dest-tls-verify=false",
+            "oci:image:1",
+            &target,
+        ];
+        let _ = Call::new("skopeo", push).within(&dir).run().ok();
+        Some(Self {
+            at,
+            _server: server,
+        })
+    }
+}
+
+#[test]
+fn an_image_of_a_registry_is_pulled_once_and_boots() {
+    let house = House::with(Root::Bare, Kernel::Old);
+    let Some(registry) = Registry::start(&house) else {
+        skip!("needs root, docker-registry, skopeo and umoci");
+    };
+    let reference = format!("{}/team/box:1", registry.at);
+    let before = house.census();
+    assert_eq!(
+        house.banger(&format!("pull {reference}")).ok().line(),
+        "box-1"
+    );
+
+    let shown = house.banger("image show box-1 --json").ok().json();
+    let image = &shown["image"];
+    disk::assert_clean(Path::new(image["rootfs_path"].as_str().expect("a path")));
+    assert_eq!(image["managed"], true);
+    let oci = &image["oci"];
+    assert_eq!(oci["reference"], reference);
+    assert_eq!(oci["platform"], "linux/amd64");
+    assert!(
+        oci["digest"]
+            .as_str()
+            .is_some_and(|digest| digest.len() == 71)
+    );
+    assert_eq!(oci["user"], "bob");
+    assert_eq!(oci["entrypoint"][0], "/bin/cat");
+    assert_eq!(oci["cmd"][0], "/lib/new");
+    assert_eq!(oci["labels"]["org.example.kind"], "test");
+
+    let look = "echo $GREETING; pwd; cat /lib/new /root/from-image; test ! -e /etc/gone && echo gone; stat -c '%u:%g %a' /srv /bin/busybox";
+    let done = house
+        .call(["run", "--rm", "--image", "box-1", "--", "sh", "-c", look])
+        .run()
+        .ok();
+    assert_eq!(
+        done.out(),
+        "hello\n/srv\nsecond\nseeded\ngone\n1000:1000 755\n0:0 4755\n"
+    );
+
+    // A taken name, and what is not there.
+    let _ = house
+        .banger(&format!("pull {reference}"))
+        .expect(4)
+        .says("already exists");
+    let _ = house.banger(&format!("pull {reference} --name other")).ok();
+    let _ = house
+        .banger(&format!("pull {}/team/none:1", registry.at))
+        .expect(3)
+        .says("team/none");
+    let _ = house
+        .banger(&format!("pull {}/team/box:2", registry.at))
+        .expect(3);
+    let _ = house.banger("pull not/A/reference").expect(2);
+    let _ = house.banger("pull 127.0.0.1:1/x --name x").expect(5);
+    let _ = house.banger("image rm box-1 other").ok();
+    house.assert_as_before(&before, SOON);
+}
