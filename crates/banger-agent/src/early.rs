@@ -15,7 +15,6 @@ use rustix::mount::{MountFlags, mount};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::boot;
 use crate::console::say;
 
 /// Where the initramfs has the modules.
@@ -41,13 +40,14 @@ pub(crate) fn uptime_ms() -> u64 {
     now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
-/// Mounts the kernel's file systems and begins to load the drivers.
-pub(crate) fn set_up() {
+/// Mounts the kernel's file systems and begins to load the drivers; does
+/// `then` once they are there.
+pub(crate) fn set_up(then: fn()) {
     let loading = std::thread::Builder::new()
         .name("drivers".to_owned())
-        .spawn(load_drivers);
+        .spawn(move || load_drivers(then));
     if loading.is_err() {
-        load_drivers();
+        load_drivers(then);
     }
     let nodev = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
     for (kind, target, flags) in [
@@ -81,13 +81,13 @@ pub(crate) fn set_up() {
     let _ = fs::write("/sys/kernel/rcu_expedited", "1");
 }
 
-fn load_drivers() {
+fn load_drivers(then: fn()) {
     // One that fails is skipped: it may be for a device that this machine does
     // not have.
     for error in load_modules(AT_ONCE) {
         say(&crate::chain(&error));
     }
-    boot::begin();
+    then();
 }
 
 /// Why a driver is not there.

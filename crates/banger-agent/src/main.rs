@@ -54,7 +54,7 @@ fn main() {
 
 /// The machine's whole life, from drivers to clean disks.
 fn live() -> Ended {
-    early::set_up();
+    early::set_up(boot::begin);
     let port = match line::open_port() {
         Ok(port) => port,
         Err(error) => return crashed(&chain(&error)),

@@ -211,6 +211,14 @@ impl Show {
             ("id", image.id.clone()),
             ("name", image.name.clone()),
             ("kind", kind(&image).to_owned()),
+            (
+                "reference",
+                (image.oci.as_ref()).map_or_else(String::new, |oci| oci.reference.clone()),
+            ),
+            (
+                "digest",
+                (image.oci.as_ref()).map_or_else(String::new, |oci| oci.digest.clone()),
+            ),
             ("distro", image.distro.clone().unwrap_or_default()),
             ("arch", image.arch.clone().unwrap_or_default()),
             ("size", image.size_bytes.map(about).unwrap_or_default()),
