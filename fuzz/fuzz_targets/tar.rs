@@ -5,6 +5,7 @@ use std::io::Write as _;
 
 use banger_images::ext4::{ImageOptions, InProcess, RootfsWriter as _};
 use banger_images::tar::Limits;
+use banger_images::tree::Source;
 use banger_images::{Cancel, Quiet, tree};
 use libfuzzer_sys::fuzz_target;
 
@@ -30,6 +31,6 @@ fuzz_target!(|data: &[u8]| {
     let image = dir.path().join("image");
     // What the tree took, the writer must be able to write: its limits are the stricter ones.
     InProcess
-        .write(&tree, &[file], &image, &options, &cancel, &Quiet)
+        .write(&tree, &[Source::Plain(file)], &image, &options, &cancel, &Quiet)
         .expect("what was read can be written");
 });
