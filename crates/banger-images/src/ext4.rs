@@ -79,6 +79,23 @@ pub struct ImageOptions {
     pub sync: bool,
 }
 
+impl ImageOptions {
+    /// Those of a root filesystem that is written to: of this size, or [`roomy_size`].
+    #[must_use]
+    pub fn of_root(tree: &Tree, size_bytes: Option<u64>, sync: bool) -> Self {
+        Self {
+            size_bytes: size_bytes
+                .unwrap_or_else(|| roomy_size(tree))
+                .next_multiple_of(BLOCK),
+            label: Some("root".to_owned()),
+            uuid: None,
+            epoch: now(),
+            read_only: false,
+            sync,
+        }
+    }
+}
+
 /// Writes a whole tree as a file system image.
 pub trait RootfsWriter {
     /// Writes `tree` to a new file at `out`; `sources` hold the content its files refer to.

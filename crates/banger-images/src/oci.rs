@@ -147,16 +147,7 @@ pub fn write(
     report.stage("read_layers", "");
     let tree = tree::from_layers(&sources, &Limits::default(), cancel, report)?;
     report.stage("write_image", "");
-    let options = ImageOptions {
-        size_bytes: size_bytes
-            .unwrap_or_else(|| ext4::roomy_size(&tree))
-            .next_multiple_of(4096),
-        label: Some("root".to_owned()),
-        uuid: None,
-        epoch: ext4::now(),
-        read_only: false,
-        sync: false,
-    };
+    let options = ImageOptions::of_root(&tree, size_bytes, false);
     ext4::InProcess.write(&tree, &sources, out, &options, cancel, report)?;
     Ok(options.size_bytes)
 }

@@ -242,17 +242,7 @@ fn in_work(
         source: io::ErrorKind::InvalidData.into(),
     })?;
     report.stage("write_image", &spec.suite);
-    let options = ImageOptions {
-        size_bytes: spec
-            .size_bytes
-            .unwrap_or_else(|| ext4::roomy_size(&tree))
-            .next_multiple_of(4096),
-        label: Some("root".to_owned()),
-        uuid: None,
-        epoch: ext4::now(),
-        read_only: false,
-        sync: spec.sync,
-    };
+    let options = ImageOptions::of_root(&tree, spec.size_bytes, spec.sync);
     let image = dest.join("rootfs.ext4");
     ext4::InProcess.write(&tree, &sources, &image, &options, cancel, report)?;
     let lines: Vec<&str> = packages

@@ -24,6 +24,8 @@ pub struct Limits {
     pub name_bytes: usize,
     /// Bytes of all files together, holes counted.
     pub unpacked_bytes: u64,
+    /// Bytes of names, link targets and attributes of the tree that it becomes.
+    pub metadata_bytes: usize,
 }
 
 impl Default for Limits {
@@ -33,6 +35,7 @@ impl Default for Limits {
             path_bytes: 4096,
             name_bytes: 255,
             unpacked_bytes: 128 << 30,
+            metadata_bytes: 512 << 20,
         }
     }
 }

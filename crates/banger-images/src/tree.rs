@@ -8,6 +8,7 @@ mod archive;
 mod directory;
 mod layers;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -25,6 +26,9 @@ pub use layers::from_layers;
 
 /// Symlinks followed on the way to one entry.
 const LINK_LIMIT: usize = 40;
+/// What a directory that no entry names takes of the room for metadata, bytes: about what it
+/// takes of memory, since one entry can imply thousands.
+const IMPLIED: usize = 192;
 /// A node of a [`Tree`]; the root is `NodeId::ROOT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(u32);
@@ -174,6 +178,44 @@ struct Node {
     layer: u32,
 }
 
+/// A way through the tree, component by component.
+struct Walk<'p> {
+    /// From the root to here.
+    trail: Vec<NodeId>,
+    /// What is still to go, the next one last.
+    todo: Vec<Cow<'p, str>>,
+    links_left: usize,
+    follow_last: bool,
+}
+
+/// Where a walk stopped.
+enum Step<'p> {
+    End,
+    /// This name is not there.
+    Missing(Cow<'p, str>),
+}
+
+impl<'p> Walk<'p> {
+    fn to(path: &'p str, follow_last: bool) -> Self {
+        Self {
+            trail: vec![NodeId::ROOT],
+            todo: components(path).map(Cow::Borrowed).collect(),
+            links_left: LINK_LIMIT,
+            follow_last,
+        }
+    }
+
+    fn here(&self) -> NodeId {
+        *self.trail.last().expect("the root is never popped")
+    }
+}
+
+/// The names of a path, the last one first.
+fn components(path: &str) -> impl Iterator<Item = &str> {
+    let parts = path.rsplit('/');
+    parts.filter(|part| !part.is_empty() && *part != ".")
+}
+
 /// A whole file system.
 #[derive(Debug, Clone)]
 pub struct Tree {
@@ -236,103 +278,70 @@ impl Tree {
     /// The node at a path, following symlinks, the last one too.
     #[must_use]
     pub fn find(&self, path: &str) -> Option<NodeId> {
-        let mut budget = LINK_LIMIT;
-        self.resolve(path.as_bytes(), true, &mut budget)
+        self.resolve(Walk::to(path, true))
     }
 
     /// The node at a path whose last component is not followed.
     #[must_use]
     pub fn find_no_follow(&self, path: &str) -> Option<NodeId> {
-        let mut budget = LINK_LIMIT;
-        self.resolve(path.as_bytes(), false, &mut budget)
+        self.resolve(Walk::to(path, false))
     }
 
-    fn resolve(&self, path: &[u8], follow_last: bool, budget: &mut usize) -> Option<NodeId> {
-        let mut trail = vec![NodeId::ROOT];
-        self.walk(&mut trail, path, follow_last, budget)?;
-        trail.last().copied()
-    }
-
-    /// Goes down `path` from the end of `trail`, which holds the way from the root.
-    fn walk(
-        &self,
-        trail: &mut Vec<NodeId>,
-        path: &[u8],
-        follow_last: bool,
-        budget: &mut usize,
-    ) -> Option<()> {
-        if path.starts_with(b"/") {
-            trail.truncate(1);
+    fn resolve(&self, mut walk: Walk<'_>) -> Option<NodeId> {
+        match self.go(&mut walk) {
+            Ok(Step::End) => Some(walk.here()),
+            Ok(Step::Missing(_)) | Err(_) => None,
         }
-        let parts: Vec<&[u8]> = path
-            .split(|byte| *byte == b'/')
-            .filter(|part| !part.is_empty() && *part != b".")
-            .collect();
-        for (at, part) in parts.iter().enumerate() {
-            if *part == b".." {
-                // The root's parent is the root, as in a chroot.
-                if trail.len() > 1 {
-                    trail.pop();
-                }
-                continue;
-            }
-            let here = *trail.last().expect("the root is never popped");
-            let Kind::Directory(children) = self.kind(here) else {
-                return None;
-            };
-            let next = *children.get(std::str::from_utf8(part).ok()?)?;
-            match self.kind(next) {
-                Kind::Symlink(target) if follow_last || at + 1 < parts.len() => {
-                    *budget = budget.checked_sub(1)?;
-                    self.walk(trail, target.as_bytes(), true, budget)?;
-                }
-                _ => trail.push(next),
-            }
-        }
-        Some(())
     }
 
-    /// The directory at these parts, made where missing, through symlinks on the way: what a
-    /// link leads to is made as well, as where `/var/run` leads to a `/run` that nobody packed.
-    fn make_parents(&mut self, parts: &[&str]) -> Result<NodeId, &'static str> {
-        let mut trail = vec![NodeId::ROOT];
-        let mut budget = LINK_LIMIT;
-        // The next one last.
-        let mut todo: Vec<String> = parts.iter().rev().map(|part| (*part).to_owned()).collect();
-        while let Some(part) = todo.pop() {
-            let here = *trail.last().expect("the root is never popped");
-            match part.as_str() {
-                "" | "." => continue,
-                ".." => {
-                    // The root's parent is the root, as in a chroot.
-                    if trail.len() > 1 {
-                        trail.pop();
-                    }
-                    continue;
-                }
-                _ => {}
-            }
-            let Kind::Directory(children) = self.kind(here) else {
+    /// Goes on with a walk to its end, or to a name that is not there.
+    fn go<'p>(&self, walk: &mut Walk<'p>) -> Result<Step<'p>, &'static str> {
+        while let Some(part) = walk.todo.pop() {
+            let Kind::Directory(children) = self.kind(walk.here()) else {
                 return Err("below something that is not a directory");
             };
-            let Some(next) = children.get(&part).copied() else {
-                let meta = Meta::root(0o755, self.meta(here).mtime.seconds);
-                trail.push(self.put(here, &part, meta, Kind::Directory(BTreeMap::new())));
+            if part == ".." {
+                // The root's parent is the root, as in a chroot.
+                if walk.trail.len() > 1 {
+                    walk.trail.pop();
+                }
                 continue;
+            }
+            let Some(next) = children.get(&*part).copied() else {
+                return Ok(Step::Missing(part));
             };
             match self.kind(next) {
-                Kind::Directory(_) => trail.push(next),
-                Kind::Symlink(target) => {
-                    budget = budget.checked_sub(1).ok_or("too many symbolic links")?;
+                Kind::Symlink(target) if walk.follow_last || !walk.todo.is_empty() => {
+                    let left = walk.links_left.checked_sub(1);
+                    walk.links_left = left.ok_or("too many symbolic links")?;
                     if target.starts_with('/') {
-                        trail.truncate(1);
+                        walk.trail.truncate(1);
                     }
-                    todo.extend(target.rsplit('/').map(str::to_owned));
+                    let parts = components(target).map(|part| Cow::Owned(part.to_owned()));
+                    walk.todo.extend(parts);
                 }
-                _ => return Err("below something that is not a directory"),
+                _ => walk.trail.push(next),
             }
         }
-        Ok(*trail.last().expect("the root is never popped"))
+        Ok(Step::End)
+    }
+
+    /// The directory at a path, made where missing, through symlinks on the way: what a link
+    /// leads to is made as well, as where `/var/run` leads to a `/run` that nobody packed.
+    fn make_parents(&mut self, path: &str, limits: &Limits) -> Result<NodeId, &'static str> {
+        let mut walk = Walk::to(path, true);
+        while let Step::Missing(name) = self.go(&mut walk)? {
+            let here = walk.here();
+            self.count_metadata(name.len() + IMPLIED, limits)
+                .map_err(|_| "it implies too many directories")?;
+            let meta = Meta::root(0o755, self.meta(here).mtime.seconds);
+            let made = self.put(here, &name, meta, Kind::Directory(BTreeMap::new()));
+            walk.trail.push(made);
+        }
+        match self.kind(walk.here()) {
+            Kind::Directory(_) => Ok(walk.here()),
+            _ => Err("below something that is not a directory"),
+        }
     }
 
     /// Puts a node under a name; a directory over a directory keeps what is inside.
@@ -375,9 +384,10 @@ impl Tree {
     /// # Errors
     /// A word on why the path cannot be used.
     pub fn make(&mut self, path: &str, meta: Meta, kind: Kind) -> Result<(), &'static str> {
-        let parts = checked_parts(path.as_bytes(), &Limits::default())?;
+        let limits = Limits::default();
+        let parts = checked_parts(path.as_bytes(), &limits)?;
         let (name, above) = parts.split_last().ok_or("the root is there already")?;
-        let parent = self.make_parents(above)?;
+        let parent = self.make_parents(&above.join("/"), &limits)?;
         self.put(parent, name, meta, kind);
         Ok(())
     }

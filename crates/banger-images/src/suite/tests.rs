@@ -45,14 +45,15 @@ fn names_that_are_options_are_refused() {
 
 #[test]
 fn nothing_of_the_host_stays_in_the_image() {
-    let mut tree = Tree::new();
-    for path in [
+    const OF_THE_HOST: [&str; 5] = [
         "etc/hostname",
         "etc/resolv.conf",
         "etc/apt/apt.conf.d/99mmdebstrap",
         "var/lib/apt/lists/x_InRelease",
         "var/cache/apt/pkgcache.bin",
-    ] {
+    ];
+    let mut tree = Tree::new();
+    for path in OF_THE_HOST {
         tree.write_file(path, Meta::root(0o644, 0), b"host")
             .unwrap();
     }
@@ -64,13 +65,7 @@ fn nothing_of_the_host_stays_in_the_image() {
         trusted: false,
     };
     finish(&mut tree, &[entry], &[]).unwrap();
-    for path in [
-        "etc/hostname",
-        "etc/resolv.conf",
-        "etc/apt/apt.conf.d/99mmdebstrap",
-        "var/lib/apt/lists/x_InRelease",
-        "var/cache/apt/pkgcache.bin",
-    ] {
+    for path in OF_THE_HOST {
         assert!(tree.find(path).is_none(), "{path}");
     }
     let list = tree

@@ -5,13 +5,10 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Seek as _;
 
-use super::{Data, Kind, LINK_LIMIT, Meta, ReadError, Tree};
+use super::{Data, Kind, Meta, ReadError, Tree};
 use crate::progress::{Cancel, Report};
 use crate::tar::{Entry, EntryKind, Limits, Reader, Seeking, TarError, shown};
 use crate::xattr;
-
-/// Names, targets and attributes of a whole tree.
-const METADATA_LIMIT: usize = 512 << 20;
 
 /// Reads a whole uncompressed tar file into a tree; file content stays there, as `source`.
 ///
@@ -88,7 +85,9 @@ impl Tree {
             }
             return Err(refuse("the root must be a directory"));
         };
-        let parent = self.make_parents(above).map_err(refuse)?;
+        let parent = self
+            .make_parents(&above.join("/"), limits)
+            .map_err(refuse)?;
         let kind = match entry.kind {
             EntryKind::File => Kind::File(Data::Span {
                 source,
@@ -114,28 +113,28 @@ impl Tree {
             EntryKind::Fifo => Kind::Fifo,
             EntryKind::HardLink(target) => {
                 checked_parts(&target, limits).map_err(refuse)?;
-                let mut budget = LINK_LIMIT;
-                let linked = self
-                    .resolve(&target, false, &mut budget)
+                let linked = std::str::from_utf8(&target)
+                    .ok()
+                    .and_then(|target| self.find_no_follow(target))
                     .ok_or_else(|| refuse("a hard link to nothing"))?;
                 if matches!(self.kind(linked), Kind::Directory(_)) {
                     return Err(refuse("a hard link to a directory"));
                 }
-                self.count_metadata(name.len())?;
+                self.count_metadata(name.len(), limits)?;
                 self.link(parent, name, linked);
                 self.note_linked(parent, name, linked);
                 return Ok(());
             }
         };
         let grown = name.len() + metadata_of(&meta, &kind);
-        self.count_metadata(grown)?;
+        self.count_metadata(grown, limits)?;
         self.put(parent, name, meta, kind);
         Ok(())
     }
 
-    pub(super) fn count_metadata(&mut self, bytes: usize) -> Result<(), TarError> {
+    pub(super) fn count_metadata(&mut self, bytes: usize, limits: &Limits) -> Result<(), TarError> {
         self.metadata_bytes += bytes + 64;
-        if self.metadata_bytes > METADATA_LIMIT {
+        if self.metadata_bytes > limits.metadata_bytes {
             return Err(TarError::TooMuch {
                 what: "bytes of names and attributes",
             });

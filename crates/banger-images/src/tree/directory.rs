@@ -7,7 +7,7 @@ use std::path::Path;
 use super::archive::checked_target;
 use super::{Data, Kind, Meta, NodeId, ReadError, Tree};
 use crate::progress::Cancel;
-use crate::tar::{TarError, shown};
+use crate::tar::{Limits, TarError, shown};
 
 /// Reads a directory of the host into a tree owned by root; symlinks are kept, never followed.
 /// Devices and sockets are left out.
@@ -54,7 +54,7 @@ pub fn from_dir(root: &Path, cancel: &Cancel) -> Result<Tree, ReadError> {
                 stat.mtime(),
             );
             meta.mtime.nanos = u32::try_from(stat.mtime_nsec()).unwrap_or(0);
-            tree.count_metadata(name.len())?;
+            tree.count_metadata(name.len(), &Limits::default())?;
             let id = tree.put(parent, &name, meta, kind);
             if stat.is_dir() {
                 pending.push((path, id));

@@ -94,6 +94,30 @@ fn names_must_be_utf_8_and_are_named_when_they_are_not() {
 }
 
 #[test]
+fn directories_that_are_only_implied_count() {
+    let limits = Limits {
+        metadata_bytes: 100_000,
+        ..Limits::default()
+    };
+    let mut tree = Tree::new();
+    let deep = ["d"; 100].join("/");
+    tree.add_entry(entry(&deep, EntryKind::File), 0, &limits)
+        .unwrap();
+    // A link that leads nowhere has its target made.
+    let mut far = tree.clone();
+    let target = link(&["e"; 1000].join("/"));
+    far.add_entry(entry("l", target), 0, &limits).unwrap();
+    for (tree, path) in [
+        (&mut tree, ["f"; 400].join("/")),
+        (&mut far, "l/x".to_owned()),
+    ] {
+        let error = tree.add_entry(entry(&path, EntryKind::File), 0, &limits);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("implies too many directories"), "{error}");
+    }
+}
+
+#[test]
 fn removing_takes_what_is_below() {
     let mut tree = grow(&[("a/b/c", EntryKind::File), ("a/l", link("b"))]).unwrap();
     tree.remove("/a/l");
