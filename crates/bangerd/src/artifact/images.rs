@@ -13,18 +13,24 @@ use std::path::Path;
 
 use banger_api::error::Code;
 use banger_api::image::Image;
+use banger_images::Report;
 use banger_model::ImageName;
 use banger_store::images::{self, ImageRow};
 
+use super::publish::Staging;
 use super::records::{self, ImageRecord};
-use super::{Kind, Shelf, blocking, publish, users};
+use super::{Kind, Shelf, blocking, publish, space, users};
 use crate::failure::Failure;
+use crate::operation::now;
 
 pub(super) use boot::boot_image;
 pub(super) use build::obtainable;
 pub(crate) use build::{NewImage, suite_of};
 pub(crate) use pull::NewPull;
 pub(super) use register::absolute;
+
+/// The root filesystem in a managed image's directory.
+const ROOTFS: &str = "rootfs.ext4";
 
 fn bad_name<T>(parsed: Result<T, banger_model::name::BadName>) -> Result<T, Failure> {
     parsed.map_err(|error| Failure::new(Code::BadName, error.to_string()))
@@ -75,6 +81,18 @@ impl Shelf {
                     format!("{reference:?} may be any of {}", names.join(", ")),
                 ))
             }
+        }
+    }
+
+    /// Refuses an image that cannot be made, before anything is begun: a full
+    /// disk, a taken name.
+    async fn can_make(&self, name: &ImageName) -> Result<(), Failure> {
+        space::enough(&self.0.images_dir)?;
+        let key = name.to_string();
+        let taken = self.0.store.read(move |db| images::by_name(db, &key));
+        match taken.await? {
+            Some(_) => Err(already_exists(name)),
+            None => Ok(()),
         }
     }
 
@@ -160,6 +178,50 @@ impl Shelf {
         }
         Ok(())
     }
+}
+
+/// Makes an image's directory below `parent` and puts it in place, without a
+/// row yet. `fill` writes `rootfs.ext4` into the directory that it is given, and
+/// says what is particular about the image.
+fn make(
+    name: &ImageName,
+    parent: &Path,
+    report: &dyn Report,
+    fill: impl FnOnce(&Path) -> Result<Image, Failure>,
+) -> Result<ImageRecord, Failure> {
+    let cannot = |action: &str| {
+        let what = format!("cannot {action} image \"{name}\"");
+        move |error: io::Error| match error.kind() {
+            io::ErrorKind::StorageFull => Failure::new(Code::NoSpace, what).caused_by(&error),
+            _ => Failure::internal(what, &error),
+        }
+    };
+    let staging = Staging::new(parent).map_err(cannot("begin"))?;
+    let particular = fill(staging.path())?;
+    report.stage("publish", name.as_str());
+    let id = new_id();
+    let place = parent.join(&id);
+    let created_at = now();
+    let record = ImageRecord {
+        image: Image {
+            id,
+            name: name.to_string(),
+            managed: true,
+            artifact_dir: Some(place.display().to_string()),
+            rootfs_path: place.join(ROOTFS).display().to_string(),
+            updated_at: created_at.clone(),
+            created_at,
+            size_bytes: allocated(&staging.path().join(ROOTFS)),
+            ..particular
+        },
+        rootfs: None,
+        work_seed: None,
+        own_kernel: None,
+    };
+    let text = serde_json::to_vec_pretty(&record).expect("a record is plain JSON");
+    fs::write(staging.path().join("image.json"), text).map_err(cannot("write"))?;
+    staging.publish(&place).map_err(cannot("publish"))?;
+    Ok(record)
 }
 
 fn unsettle(place: &Path) -> Result<(), Failure> {

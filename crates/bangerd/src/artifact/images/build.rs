@@ -1,27 +1,25 @@
 //! Images built from a Debian suite.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use banger_api::error::Code;
 use banger_api::image::{Image, ImageBuildParams};
-use banger_images::suite::{self, DEFAULT_PACKAGES, SuiteInfo, SuiteSpec};
+use banger_images::suite::{self, DEFAULT_PACKAGES, SuiteSpec};
 use banger_images::{Cancel, Report};
 use banger_model::{ImageName, Size};
-use banger_store::images;
 
-use super::super::publish::Staging;
 use super::super::records::ImageRecord;
 use super::super::{Kind, Shelf, blocking, failures, space};
-use super::{allocated, already_exists, bad_name, new_id};
+use super::{bad_name, make};
 use crate::failure::Failure;
-use crate::operation::now;
 use crate::ports::Progress;
 
 /// Begins the name of an image that is a Debian suite.
 const SUITE_IMAGE: &str = "debian-";
+
 /// An image to build, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NewImage {
@@ -89,17 +87,7 @@ pub(in crate::artifact) fn obtainable(name: &str) -> Result<&str, Failure> {
 impl Shelf {
     /// Refuses a build that cannot succeed, before anything is begun.
     pub(crate) async fn can_build(&self, wanted: &NewImage) -> Result<(), Failure> {
-        space::enough(&self.0.images_dir)?;
-        let name = wanted.name.to_string();
-        match self
-            .0
-            .store
-            .read(move |db| images::by_name(db, &name))
-            .await?
-        {
-            Some(_) => Err(already_exists(&wanted.name)),
-            None => Ok(()),
-        }
+        self.can_make(&wanted.name).await
     }
 
     /// Builds an image, or joins who builds the same.
@@ -158,7 +146,9 @@ impl Shelf {
         let parent = self.0.images_dir.clone();
         let record = blocking(move || {
             let logged = Logged::new(report, &log);
-            let record = make(&wanted, &parent, &cancel, &logged)?;
+            let record = make(&wanted.name, &parent, &logged, |dir| {
+                fill(&wanted, dir, &cancel, &logged)
+            })?;
             let _ = fs::remove_file(&log);
             Ok(record)
         })
@@ -167,21 +157,13 @@ impl Shelf {
     }
 }
 
-/// Builds an image's directory and puts it in place, without a row yet.
-fn make(
+/// Builds a suite's root into a directory.
+fn fill(
     wanted: &NewImage,
-    parent: &Path,
+    dir: &Path,
     cancel: &Cancel,
     report: &dyn Report,
-) -> Result<ImageRecord, Failure> {
-    let cannot = |action: &str| {
-        let what = format!("cannot {action} image \"{}\"", wanted.name);
-        move |error: io::Error| match error.kind() {
-            io::ErrorKind::StorageFull => Failure::new(Code::NoSpace, what).caused_by(&error),
-            _ => Failure::internal(what, &error),
-        }
-    };
-    let staging = Staging::new(parent).map_err(cannot("begin"))?;
+) -> Result<Image, Failure> {
     let mut packages: Vec<String> = DEFAULT_PACKAGES.map(str::to_owned).to_vec();
     packages.extend(wanted.packages.iter().cloned());
     let spec = SuiteSpec {
@@ -190,45 +172,14 @@ fn make(
         size_bytes: wanted.size.map(Size::bytes),
         sync: false,
     };
-    let built = suite::build(&spec, staging.path(), cancel, report)
-        .map_err(|error| failures::of_suite(&error))?;
-    report.stage("publish", wanted.name());
-    let id = new_id();
-    let place = parent.join(&id);
-    let record = ImageRecord {
-        image: built_image(wanted, &built, id, &place, staging.path()),
-        rootfs: None,
-        work_seed: None,
-        own_kernel: None,
-    };
-    let text = serde_json::to_vec_pretty(&record).expect("a record is plain JSON");
-    fs::write(staging.path().join("image.json"), text).map_err(cannot("write"))?;
-    staging.publish(&place).map_err(cannot("publish"))?;
-    Ok(record)
-}
-
-fn built_image(
-    wanted: &NewImage,
-    built: &SuiteInfo,
-    id: String,
-    place: &Path,
-    staging: &Path,
-) -> Image {
-    let created_at = now();
-    Image {
-        id,
-        name: wanted.name.to_string(),
-        managed: true,
-        artifact_dir: Some(place.display().to_string()),
-        rootfs_path: place.join("rootfs.ext4").display().to_string(),
+    let built =
+        suite::build(&spec, dir, cancel, report).map_err(|error| failures::of_suite(&error))?;
+    Ok(Image {
         build_size: wanted.size.map(|size| size.to_string()),
-        updated_at: created_at.clone(),
-        created_at,
-        arch: Some(built.arch.clone()),
+        arch: Some(built.arch),
         distro: Some(format!("{} {}", built.distro, built.suite)),
-        size_bytes: allocated(&staging.join("rootfs.ext4")),
         ..Image::default()
-    }
+    })
 }
 
 /// A report that also keeps the log in a file.

@@ -1,7 +1,5 @@
 //! Images from a registry.
 
-use std::fs;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,17 +9,14 @@ use banger_images::oci::{self, Config};
 use banger_images::{Cancel, Report};
 use banger_model::ImageName;
 use banger_registry::{Cache, Client, Pulled, Reference};
-use banger_store::images;
 use tokio_util::sync::CancellationToken;
 
 use super::super::cancelled::cancelled;
 use super::super::flight::was_cancelled;
-use super::super::publish::Staging;
 use super::super::records::ImageRecord;
-use super::super::{Kind, Shelf, blocking, failures, space};
-use super::{allocated, already_exists, bad_name, new_id};
+use super::super::{Kind, Shelf, blocking, failures};
+use super::{ROOTFS, bad_name, make};
 use crate::failure::Failure;
-use crate::operation::now;
 use crate::ports::Progress;
 
 /// What a root filesystem may be asked to be, bytes.
@@ -100,16 +95,10 @@ fn name_of(reference: &Reference) -> String {
 impl Shelf {
     /// Refuses a pull that cannot succeed, before anything is begun.
     pub(crate) async fn can_pull_image(&self, wanted: &NewPull) -> Result<(), Failure> {
-        space::enough(&self.0.images_dir)?;
         if let Some(kernel) = &wanted.kernel {
             self.find_kernel(kernel).await?;
         }
-        let name = wanted.name.to_string();
-        let taken = self.0.store.read(move |db| images::by_name(db, &name));
-        match taken.await? {
-            Some(_) => Err(already_exists(&wanted.name)),
-            None => Ok(()),
-        }
+        self.can_make(&wanted.name).await
     }
 
     /// Pulls an image, or joins who pulls the same.
@@ -141,7 +130,12 @@ impl Shelf {
             pulled = self.download(&wanted.reference, &*report) => pulled?,
         };
         let parent = self.0.images_dir.clone();
-        let record = blocking(move || make(&wanted, &pulled, &parent, &cancel, &*report)).await?;
+        let record = blocking(move || {
+            make(&wanted.name, &parent, &*report, |dir| {
+                fill(&wanted, &pulled, dir, &cancel, &*report)
+            })
+        })
+        .await?;
         self.add_published(record).await
     }
 
@@ -166,61 +160,21 @@ impl Shelf {
     }
 }
 
-/// Makes an image's directory and puts it in place, without a row yet.
-fn make(
+/// Writes what was pulled into a directory.
+fn fill(
     wanted: &NewPull,
     pulled: &Pulled,
-    parent: &Path,
+    dir: &Path,
     cancel: &Cancel,
     report: &dyn Report,
-) -> Result<ImageRecord, Failure> {
-    let cannot = |action: &str| {
-        let what = format!("cannot {action} image \"{}\"", wanted.name);
-        move |error: io::Error| match error.kind() {
-            io::ErrorKind::StorageFull => Failure::new(Code::NoSpace, what).caused_by(&error),
-            _ => Failure::internal(what, &error),
-        }
-    };
+) -> Result<Image, Failure> {
     let config = Config::parse(&pulled.config_json).map_err(|error| failures::of_oci(&error))?;
-    let staging = Staging::new(parent).map_err(cannot("begin"))?;
-    let rootfs = staging.path().join("rootfs.ext4");
+    let rootfs = dir.join(ROOTFS);
     oci::write(&pulled.layers, &rootfs, wanted.size_bytes, cancel, report)
         .map_err(|error| failures::of_oci(&error))?;
-    report.stage("publish", wanted.name());
-    let id = new_id();
-    let place = parent.join(&id);
-    let record = ImageRecord {
-        image: image(wanted, pulled, config, id, &place, allocated(&rootfs)),
-        rootfs: None,
-        work_seed: None,
-        own_kernel: None,
-    };
-    let text = serde_json::to_vec_pretty(&record).expect("a record is plain JSON");
-    fs::write(staging.path().join("image.json"), text).map_err(cannot("write"))?;
-    staging.publish(&place).map_err(cannot("publish"))?;
-    Ok(record)
-}
-
-fn image(
-    wanted: &NewPull,
-    pulled: &Pulled,
-    config: Config,
-    id: String,
-    place: &Path,
-    size_bytes: Option<u64>,
-) -> Image {
-    let created_at = now();
-    Image {
-        id,
-        name: wanted.name.to_string(),
-        managed: true,
-        artifact_dir: Some(place.display().to_string()),
-        rootfs_path: place.join("rootfs.ext4").display().to_string(),
-        updated_at: created_at.clone(),
-        created_at,
+    Ok(Image {
         kernel_name: wanted.kernel.clone(),
         arch: Some(config.architecture.clone()).filter(|arch| !arch.is_empty()),
-        size_bytes,
         oci: Some(OciConfig {
             reference: wanted.reference.to_string(),
             digest: pulled.manifest.digest.to_string(),
@@ -233,7 +187,7 @@ fn image(
             labels: config.labels,
         }),
         ..Image::default()
-    }
+    })
 }
 
 #[cfg(test)]
