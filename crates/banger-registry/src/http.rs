@@ -80,9 +80,7 @@ pub(crate) struct Clients {
     ordinary: Client,
     /// Loopback is never asked of a proxy.
     direct: Client,
-    /// For requests with a secret in their body: a redirect would carry it along.
-    posting: Client,
-    posting_direct: Client,
+    connect: Duration,
 }
 
 impl Clients {
@@ -90,25 +88,12 @@ impl Clients {
         // Reqwest takes the process's provider, and panics where there is none. One that is
         // there already is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let build = |builder: ClientBuilder, redirects: Policy| {
-            builder
-                .user_agent(concat!("banger/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(limits.connect)
-                .redirect(redirects)
-                // A redirect's address may be signed, so the next host has no business with it.
-                .referer(false)
-                .build()
-                .map_err(|cause| RegistryError::Setup {
-                    cause: Box::new(cause),
-                })
-        };
+        let connect = limits.connect;
         let some = || redirects(Arc::clone(clear), limits.redirects);
-        let direct = || Client::builder().no_proxy();
         Ok(Clients {
-            ordinary: build(Client::builder(), some())?,
-            direct: build(direct(), some())?,
-            posting: build(Client::builder(), Policy::none())?,
-            posting_direct: build(direct(), Policy::none())?,
+            ordinary: build(Client::builder(), connect, some())?,
+            direct: build(Client::builder().no_proxy(), connect, some())?,
+            connect,
         })
     }
 
@@ -119,12 +104,32 @@ impl Clients {
         }
     }
 
-    pub(crate) fn posting_to(&self, host: &str) -> &Client {
-        match is_loopback(host) {
-            true => &self.posting_direct,
-            false => &self.posting,
-        }
+    /// For a request with a secret in its body, which a redirect would carry along. Rare: made
+    /// when it is wanted.
+    pub(crate) fn posting_to(&self, host: &str) -> Result<Client, RegistryError> {
+        let builder = match is_loopback(host) {
+            true => Client::builder().no_proxy(),
+            false => Client::builder(),
+        };
+        build(builder, self.connect, Policy::none())
     }
+}
+
+fn build(
+    builder: ClientBuilder,
+    connect: Duration,
+    redirects: Policy,
+) -> Result<Client, RegistryError> {
+    builder
+        .user_agent(concat!("banger/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(connect)
+        .redirect(redirects)
+        // A redirect's address may be signed, so the next host has no business with it.
+        .referer(false)
+        .build()
+        .map_err(|cause| RegistryError::Setup {
+            cause: Box::new(cause),
+        })
 }
 
 fn redirects(clear: Arc<Clear>, limit: usize) -> Policy {

@@ -32,8 +32,7 @@ pub(crate) struct Session<'c> {
     pub(crate) limits: &'c Limits,
     pub(crate) reference: &'c Reference,
     pub(crate) clear: &'c Arc<Clear>,
-    http: &'c Client,
-    posting: &'c Client,
+    clients: &'c Clients,
     logins: &'c Logins,
     credential: tokio::sync::OnceCell<Option<Credential>>,
     authorization: Mutex<Option<HeaderValue>>,
@@ -51,8 +50,7 @@ impl<'c> Session<'c> {
             limits,
             reference,
             clear,
-            http: clients.to(reference.host()),
-            posting: clients.posting_to(reference.host()),
+            clients,
             logins,
             credential: tokio::sync::OnceCell::new(),
             authorization: Mutex::new(None),
@@ -71,7 +69,7 @@ impl<'c> Session<'c> {
         let url = self.address(path)?;
         let mut asked_to_log_in = false;
         loop {
-            let mut request = self.http.get(url.clone()).header(ACCEPT, accept);
+            let mut request = self.http().get(url.clone()).header(ACCEPT, accept);
             if let Some(authorization) = self.authorization() {
                 request = request.header(AUTHORIZATION, authorization);
             }
@@ -124,14 +122,14 @@ impl<'c> Session<'c> {
         }
     }
 
-    /// The client, for a token server.
+    /// The client, for a token server too.
     pub(crate) fn http(&self) -> &Client {
-        self.http
+        self.clients.to(self.reference.host())
     }
 
-    /// The client that posts secrets, for a token server.
-    pub(crate) fn posting(&self) -> &Client {
-        self.posting
+    /// A client that posts secrets to a token server.
+    pub(crate) fn posting(&self) -> Result<Client, RegistryError> {
+        self.clients.posting_to(self.reference.host())
     }
 
     fn address(&self, path: &str) -> Result<Url, RegistryError> {

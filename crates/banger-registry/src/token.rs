@@ -107,7 +107,7 @@ pub(crate) async fn obtain(
                 ("client_id", CLIENT),
                 ("refresh_token", token.as_str()),
             ]);
-            session.posting().post(realm.clone()).form(&fields)
+            session.posting()?.post(realm.clone()).form(&fields)
         }
         Some(Credential::Login { user, password }) => {
             let authorization = basic(user, password)
