@@ -180,7 +180,11 @@ fn assemble(
     warnings.note("clock", identity::set_clock(request.clock_unix_ns));
     let begun = BEGUN.wait();
     stage_now("drivers");
-    let devices = disks::assign(&request.disks, begun.drives.as_deref().unwrap_or_default())?;
+    let drives = begun.drives.as_deref().map_err(|error| {
+        let again = io::Error::new(error.kind(), error.to_string());
+        BootError::Prepare("the list of drives".to_owned(), again)
+    })?;
+    let devices = disks::assign(&request.disks, drives)?;
     mounts::mount_base(&devices, begun.image.as_deref())?;
     stage_now("image");
     let (root, home, ready) = thread::scope(|scope| {
