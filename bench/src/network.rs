@@ -3,7 +3,6 @@
 //! time in a world of network namespaces, measured in turns from within.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use e2e::world::{OUTSIDE, SERVICE};
@@ -12,7 +11,7 @@ use e2e::{House, Kernel, Root, World, fixture};
 use crate::bare::{engine_of, sparse_copy};
 use crate::house::at_rest;
 use crate::measure::pairs;
-use crate::slirp::Slirp;
+use crate::slirp::{Slirp, Twin};
 
 /// What is measured: a title, the words for the probe around the address, and
 /// whether more is better.
@@ -35,7 +34,7 @@ pub(crate) fn section(rounds: usize) -> Result<String> {
     let Some(world) = World::around(&house, None) else {
         return Ok("skipped: this user may not make network namespaces".to_owned());
     };
-    let (original, disks, directory) = twin(&house, &world)?;
+    let twin = twin(&house, &world)?;
     let init = fixture::programs()
         .parent()
         .context("target")?
@@ -45,10 +44,10 @@ pub(crate) fn section(rounds: usize) -> Result<String> {
         anyhow::bail!("one gateway, not {gateway:?}");
     };
     let fresh = at_rest(gateway.pid.into())?;
-    let mut slirp = Slirp::boot(&house, &world, &original, &directory, &disks, &init)?;
+    let mut slirp = Slirp::boot(&house, &world, &twin, &init)?;
 
     let mut text = String::new();
-    writeln!(text, "banger's engine:\n  {}\n", original.join(" "))?;
+    writeln!(text, "banger's engine:\n  {}\n", twin.original.join(" "))?;
     writeln!(text, "with QEMU's own:\n  {}\n", slirp.argv.join(" "))?;
     writeln!(
         text,
@@ -82,10 +81,8 @@ pub(crate) fn section(rounds: usize) -> Result<String> {
     Ok(text)
 }
 
-/// Starts the VM, and copies its disks for another one like it: its command
-/// line, the copies beside where each is expected, and their directory.
-#[allow(clippy::type_complexity)]
-fn twin(house: &House, world: &World) -> Result<(Vec<String>, Vec<(PathBuf, PathBuf)>, PathBuf)> {
+/// Starts the VM, and copies its disks for another one like it.
+fn twin(house: &House, world: &World) -> Result<Twin> {
     let _ = house.banger("create --name box").ok();
     world.equip(house, "box");
     let _ = house.sh("box", "cp /root/probe /bin/probe").ok();
@@ -100,5 +97,9 @@ fn twin(house: &House, world: &World) -> Result<(Vec<String>, Vec<(PathBuf, Path
     }
     let _ = house.banger("start box").ok();
     let id = house.vm("box")["id"].as_str().context("an id")?.to_owned();
-    Ok((engine_of(&id)?, disks, directory))
+    Ok(Twin {
+        original: engine_of(&id)?,
+        directory,
+        disks,
+    })
 }

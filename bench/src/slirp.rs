@@ -2,7 +2,7 @@
 //! in place of the line to a gateway, and packets as large as QEMU offers them.
 //! Nobody can call its guest, so it asks for its commands.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -15,6 +15,16 @@ const POST: &str = "203.0.113.10:9";
 /// A boot, or the longest measurement, on a slow machine.
 const LONG: Duration = Duration::from_secs(600);
 
+/// What the machine is made from.
+pub(crate) struct Twin {
+    /// Command line of the VM that it is like.
+    pub(crate) original: Vec<String>,
+    /// Where its own files are.
+    pub(crate) directory: PathBuf,
+    /// Each disk of the VM, and the copy in its place.
+    pub(crate) disks: Vec<(PathBuf, PathBuf)>,
+}
+
 /// A machine that runs.
 pub(crate) struct Slirp {
     post: Live,
@@ -26,19 +36,13 @@ pub(crate) struct Slirp {
 }
 
 impl Slirp {
-    /// Boots it beside the VM whose command line this is. Its disks are copies,
-    /// with the probe as `/bin/probe`.
-    pub(crate) fn boot(
-        house: &House,
-        world: &World,
-        original: &[String],
-        directory: &Path,
-        disks: &[(std::path::PathBuf, std::path::PathBuf)],
-        init: &Path,
-    ) -> Result<Self> {
+    /// Boots it beside the VM that it is like. The copies of its disks have the
+    /// probe as `/bin/probe`.
+    pub(crate) fn boot(house: &House, world: &World, twin: &Twin, init: &Path) -> Result<Self> {
+        let (original, directory) = (&twin.original[..], &twin.directory);
         let initrd = directory.join("initramfs.cpio");
         replace_init(Path::new(value_after(original, "-initrd")?), init, &initrd)?;
-        let mut argv = rewrite(original, directory, &initrd, disks);
+        let mut argv = rewrite(original, directory, &initrd, &twin.disks);
         let mut replaced = 0;
         for word in &mut argv {
             if word.starts_with("dgram,id=n0") {
