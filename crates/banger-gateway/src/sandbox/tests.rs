@@ -7,8 +7,11 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use banger_sandbox::{filter, landlock};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, ipproto, socket};
-use rustix::process::{Pid, Signal, getppid, kill_process};
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process};
+use rustix::thread::set_no_new_privs;
 
 use super::*;
 
@@ -23,7 +26,7 @@ const MACHINE: u32 = if cfg!(target_arch = "x86_64") {
 
 /// What the filter answers, by the rules of its language.
 fn verdict(machine: u32, call: libc::c_long, arguments: [u64; 6]) -> u32 {
-    let program = filter().unwrap();
+    let program = filter(FREE, &bounded()).unwrap();
     let mut data = (call as u32).to_ne_bytes().to_vec();
     data.extend(machine.to_ne_bytes());
     data.extend([0; 8]);
@@ -142,7 +145,7 @@ fn arguments_count_where_calls_are_many_things() {
     assert!(allows(SYS_mprotect, &[0, 4096, PROT_READ]));
     assert!(!allows(SYS_mprotect, &[0, 4096, PROT_READ | PROT_EXEC]));
 
-    let own = super::getpid().as_raw_nonzero().get();
+    let own = rustix::process::getpid().as_raw_nonzero().get();
     assert!(allows(SYS_tgkill, &[own, own, SIGABRT]));
     assert!(!allows(SYS_tgkill, &[own, own, SIGSTOP]));
     assert!(!allows(SYS_tgkill, &[own + 1, own + 1, SIGABRT]));
@@ -288,7 +291,7 @@ fn pidfd(pid: Pid) -> std::io::Result<std::os::fd::OwnedFd> {
 fn files_are_tried_under_landlock() {
     std::env::var(INSIDE).expect("run by another test");
     set_no_new_privs(true).unwrap();
-    forbid_files().unwrap();
+    landlock(true).unwrap();
     for path in ["/", "/etc/passwd", "/dev/null"] {
         denied(File::open(path), Errno::ACCESS);
     }
