@@ -6,25 +6,28 @@
 
 mod content;
 mod layout;
+mod pass;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use mkext4::sink::FileSink;
 use mkext4::{FsBuilder, InodeCount, Options};
 
 use crate::progress::{Cancel, Cancelled, Report};
-use crate::tree::{Source, Tree};
+use crate::tree::{NodeId, Source, Tree};
 
-use content::{Counted, Streams, source_order};
-use layout::declare;
+use pass::Home;
 
 /// The smallest disk that is made.
 pub const MIN_DISK_BYTES: u64 = 256 << 20;
 /// The largest disk that is made.
 pub const MAX_DISK_BYTES: u64 = 128 << 30;
 const BLOCK: u64 = 4096;
+/// Blocks of a journal that nobody writes: the fewest there may be.
+const READ_ONLY_JOURNAL: u32 = 1024;
+
 /// An image could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
@@ -147,65 +150,100 @@ impl RootfsWriter for InProcess {
         cancel: &Cancel,
         report: &dyn Report,
     ) -> Result<(), WriteError> {
-        let written = write_tree(tree, sources, out, options, cancel, report);
+        let name = out.display().to_string();
+        let file = File::create(out).map_err(|source| io_error(&name, source))?;
+        let image = Image {
+            file: &file,
+            name: &name,
+            options,
+        };
+        let written = pass::write(tree, sources, &image, None, cancel, report);
         if written.is_err() {
             let _ = std::fs::remove_file(out);
         }
-        written
+        written.map(drop)
     }
 }
 
-fn write_tree(
+/// A root filesystem's file, made by [`write_root`] beside the [`SEED`].
+pub const ROOTFS: &str = "rootfs.ext4";
+/// The image's `/root`, as the work disks of its VMs begin: its top has the one directory `root`.
+pub const SEED: &str = "work-seed.ext4";
+
+/// Files that a root filesystem is written to. They are opened by whoever may, so that the
+/// writer needs no path.
+#[derive(Debug)]
+pub struct RootFiles {
+    /// [`ROOTFS`].
+    pub root: File,
+    /// [`SEED`].
+    pub seed: File,
+    /// Nameless; keeps the content of `/root` until the seed is written.
+    pub spool: File,
+}
+
+impl RootFiles {
+    /// Makes them in a directory.
+    ///
+    /// # Errors
+    /// When they are there already, or cannot be made.
+    pub fn create(dir: &Path) -> io::Result<Self> {
+        Ok(Self {
+            root: File::create_new(dir.join(ROOTFS))?,
+            seed: File::create_new(dir.join(SEED))?,
+            spool: tempfile::tempfile_in(dir)?,
+        })
+    }
+
+    /// Takes away what is not an image: both files of what failed, a seed of nothing.
+    pub fn keep(dir: &Path, root: bool, seed: bool) {
+        for (name, keep) in [(ROOTFS, root), (SEED, seed)] {
+            if !keep {
+                let _ = std::fs::remove_file(dir.join(name));
+            }
+        }
+    }
+}
+
+/// What [`write_root`] found and made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Root {
+    /// There is a seed.
+    pub seed: bool,
+    /// What the image says of itself, where it says it.
+    pub os_release: Option<Vec<u8>>,
+}
+
+/// Writes a root filesystem and, where its `/root` has anything in it, the seed of its VMs' work
+/// disks, reading the sources once.
+///
+/// # Errors
+/// See [`WriteError`]. The files are then of no use.
+pub fn write_root(
     tree: &Tree,
     sources: &[Source],
-    out: &Path,
+    files: &RootFiles,
     options: &ImageOptions,
     cancel: &Cancel,
     report: &dyn Report,
-) -> Result<(), WriteError> {
-    let (_, inodes) = tree.measure();
-    let inodes = if options.read_only {
-        inodes + 64
-    } else {
-        // One inode per 16 KiB is too few for a tree of small files.
-        (inodes * 2 + 65_536).max(options.size_bytes / 16_384)
+) -> Result<Root, WriteError> {
+    let root = Image {
+        file: &files.root,
+        name: ROOTFS,
+        options,
     };
-    let mut builder = builder(options, inodes)?;
-    let mut files = declare(tree, &mut builder, cancel)?;
-    let layout = builder.seal().map_err(layout_error)?;
-    let io_error = |source| WriteError::Io {
-        path: out.display().to_string(),
-        source,
-    };
-    let sink = FileSink::create(out, layout.image_len()).map_err(io_error)?;
-    let mut writer = layout.writer(sink).map_err(|e| write_error(e, out))?;
-    // In the order of the sources, so that one that can only be read forwards will do.
-    files.sort_by_key(|file| source_order(file.data));
-    let total: u64 = files.iter().map(|file| file.data.stored()).sum();
-    let mut done = 0;
-    let mut streams = Streams::over(sources);
-    for file in &files {
-        cancel.check()?;
-        let mut content = streams.content(file.data).map_err(io_error)?;
-        let mut counted = Counted {
-            inner: &mut content,
-            done: &mut done,
-            total,
-            cancel,
-            report,
-        };
-        let filled = writer.fill(file.handle, &mut counted);
-        cancel.check()?;
-        filled.map_err(|e| write_error(e, out))?;
-    }
-    writer.finish().map_err(|e| write_error(e, out))?;
-    report.bytes(total, Some(total));
-    if options.sync {
-        File::open(out)
-            .and_then(|file| file.sync_all())
-            .map_err(io_error)?;
-    }
-    Ok(())
+    let home = home_of(tree).map(|id| Home {
+        id,
+        seed: &files.seed,
+        spool: &files.spool,
+    });
+    pass::write(tree, sources, &root, home, cancel, report)
+}
+
+/// The directory that is the image's `/root`, if anything is in it.
+fn home_of(tree: &Tree) -> Option<NodeId> {
+    let home = tree.find("root")?;
+    tree.children(home).next().map(|_| home)
 }
 
 /// Makes an empty disk, grown later by the guest while mounted; no blocks are reserved.
@@ -242,19 +280,18 @@ pub fn empty(
 fn write_empty(path: &Path, options: &ImageOptions) -> Result<(), WriteError> {
     let inodes = options.size_bytes / 16_384;
     let layout = builder(options, inodes)?.seal().map_err(layout_error)?;
-    let io_error = |source| WriteError::Io {
-        path: path.display().to_string(),
-        source,
+    let name = path.display().to_string();
+    let file = File::create(path).map_err(|source| io_error(&name, source))?;
+    let image = Image {
+        file: &file,
+        name: &name,
+        options,
     };
-    let mut sink = FileSink::create(path, layout.image_len()).map_err(io_error)?;
-    layout
-        .writer(Elide(&mut sink))
-        .and_then(mkext4::build::ImageWriter::finish)
-        .map_err(|e| write_error(e, path))?;
-    if options.sync {
-        sink.into_file().sync_all().map_err(io_error)?;
-    }
-    Ok(())
+    let written = layout
+        .writer(image.sink(layout.image_len())?)
+        .and_then(mkext4::build::ImageWriter::finish);
+    written.map_err(|error| image.write_error(error))?;
+    image.synced()
 }
 
 /// Makes a disk's file longer; the guest grows the file system. Never shorter.
@@ -272,23 +309,74 @@ pub fn grow_file(path: &Path, size_bytes: u64) -> io::Result<()> {
     file.set_len(size_bytes / BLOCK * BLOCK)
 }
 
-/// Passes blocks on, but not those of zeros only: the file is a hole there already.
-struct Elide<'a>(&'a mut FileSink);
+/// An image that is being written.
+struct Image<'a> {
+    file: &'a File,
+    /// For errors.
+    name: &'a str,
+    options: &'a ImageOptions,
+}
 
-impl mkext4::RegionSink for Elide<'_> {
+impl<'a> Image<'a> {
+    fn sink(&self, length: u64) -> Result<Holes<'a>, WriteError> {
+        self.file
+            .set_len(length)
+            .map_err(|source| io_error(self.name, source))?;
+        Ok(Holes { file: self.file })
+    }
+
+    fn write_error(&self, error: mkext4::Error) -> WriteError {
+        match error {
+            mkext4::Error::Io(source) => io_error(self.name, source),
+            other => layout_error(other),
+        }
+    }
+
+    fn synced(&self) -> Result<(), WriteError> {
+        if self.options.sync {
+            self.file
+                .sync_all()
+                .map_err(|source| io_error(self.name, source))?;
+        }
+        Ok(())
+    }
+}
+
+/// A file of holes, into which everything is written but zeros.
+struct Holes<'a> {
+    file: &'a File,
+}
+
+impl mkext4::RegionSink for Holes<'_> {
     fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if bytes.iter().all(|byte| *byte == 0) {
             return Ok(());
         }
-        self.0.data(offset, bytes)
+        self.file.write_all_at(bytes, offset)
     }
 
-    fn zeros(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.zeros(offset, len)
+    fn zeros(&mut self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn io_error(name: &str, source: io::Error) -> WriteError {
+    WriteError::Io {
+        path: name.to_owned(),
+        source,
     }
 }
 
 fn builder(options: &ImageOptions, inodes: u64) -> Result<FsBuilder, WriteError> {
+    let journal = options.read_only.then_some(READ_ONLY_JOURNAL);
+    builder_with(options, inodes, journal)
+}
+
+fn builder_with(
+    options: &ImageOptions,
+    inodes: u64,
+    journal_blocks: Option<u32>,
+) -> Result<FsBuilder, WriteError> {
     let uuid = match options.uuid {
         Some(uuid) => uuid,
         None => random_uuid().map_err(|source| WriteError::Io {
@@ -300,25 +388,13 @@ fn builder(options: &ImageOptions, inodes: u64) -> Result<FsBuilder, WriteError>
     wanted.label.clone_from(&options.label);
     wanted.reserved_percent = 0;
     wanted.inodes = InodeCount::Exact(u32::try_from(inodes).unwrap_or(u32::MAX));
-    if options.read_only {
-        wanted.journal_blocks = Some(1024);
-    }
+    wanted.journal_blocks = journal_blocks.or(wanted.journal_blocks);
     FsBuilder::new(wanted).map_err(layout_error)
 }
 
 fn layout_error(error: mkext4::Error) -> WriteError {
     WriteError::Layout {
         why: error.to_string(),
-    }
-}
-
-fn write_error(error: mkext4::Error, path: &Path) -> WriteError {
-    match error {
-        mkext4::Error::Io(source) => WriteError::Io {
-            path: path.display().to_string(),
-            source,
-        },
-        other => layout_error(other),
     }
 }
 
@@ -334,8 +410,21 @@ pub fn now() -> u32 {
 
 fn random_uuid() -> io::Result<[u8; 16]> {
     let mut uuid = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut uuid)?;
-    uuid[6] = uuid[6] & 0x0f | 0x40;
-    uuid[8] = uuid[8] & 0x3f | 0x80;
-    Ok(uuid)
+    // No file: whoever writes may not be able to open one.
+    getrandom::fill(&mut uuid).map_err(io::Error::other)?;
+    Ok(as_uuid(uuid))
+}
+
+/// A UUID that is made of these bytes.
+#[must_use]
+pub fn as_uuid(mut bytes: [u8; 16]) -> [u8; 16] {
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    bytes
+}
+
+/// That of another file system which always comes with this one.
+fn as_sibling(mut uuid: [u8; 16]) -> [u8; 16] {
+    uuid[15] ^= 1;
+    uuid
 }

@@ -10,12 +10,14 @@ pub mod initramfs;
 pub mod kernel;
 pub mod modules;
 pub mod oci;
+mod os_release;
 pub mod process;
 pub mod progress;
 pub mod sources;
 pub mod suite;
 pub mod tar;
 pub mod tree;
+pub mod worker;
 mod xattr;
 
 pub use process::RunError;

@@ -4,19 +4,20 @@
 //! of one cannot be used in a guest is left out.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io;
-use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::ext4::{self, ImageOptions, RootfsWriter as _, WriteError};
+use crate::ext4::{self, ImageOptions, RootFiles, WriteError};
+use crate::os_release;
 use crate::progress::{Cancel, Report};
 use crate::tar::{Limits, TarError};
 use crate::tree::{self, ReadError, Source};
 
 /// Values of one kind that a config may have.
 const COUNT_LIMIT: usize = 4096;
+/// When file systems of pulled images say they were made, seconds since 1970: never the time of
+/// the pull.
+const EPOCH: u32 = 1;
 
 /// An OCI image could not be made bootable.
 #[derive(Debug, thiserror::Error)]
@@ -29,15 +30,6 @@ pub enum OciError {
     TooMuch {
         /// Of what.
         what: &'static str,
-    },
-    /// A layer's file.
-    #[error("cannot open {}", path.display())]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        cause: io::Error,
     },
     /// The layers.
     #[error(transparent)]
@@ -124,32 +116,52 @@ struct Inner {
     labels: Option<BTreeMap<String, String>>,
 }
 
-/// Merges layers, the lowest first, into an ext4 file; gives its size in bytes. Nothing is left
-/// of it when that fails.
+/// What makes an image besides its layers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// Size of the root filesystem; what [`ext4::roomy_size`] says when absent.
+    pub size_bytes: Option<u64>,
+    /// Of the root filesystem, so that one image is always the same bytes.
+    pub uuid: [u8; 16],
+}
+
+/// What was written.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// Size of the root filesystem; its file is sparse.
+    pub size_bytes: u64,
+    /// There is a seed of work disks.
+    pub seed: bool,
+    /// `debian bookworm`, as the image says of itself.
+    pub distro: Option<String>,
+}
+
+/// Merges layers, the lowest first, into root files. The same layers and order make the same
+/// bytes.
 ///
 /// # Errors
-/// [`OciError`].
+/// [`OciError`]; the files are then of no use.
 pub fn write(
-    layers: &[PathBuf],
-    out: &Path,
-    size_bytes: Option<u64>,
+    layers: &[Source],
+    files: &RootFiles,
+    order: &Order,
     cancel: &Cancel,
     report: &dyn Report,
-) -> Result<u64, OciError> {
-    let open = |path: &PathBuf| {
-        let cause = |cause| OciError::Open {
-            path: path.clone(),
-            cause,
-        };
-        File::open(path).map(Source::Packed).map_err(cause)
-    };
-    let sources = layers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+) -> Result<Written, OciError> {
     report.stage("read_layers", "");
-    let tree = tree::from_layers(&sources, &Limits::default(), cancel, report)?;
+    let tree = tree::from_layers(layers, &Limits::default(), cancel, report)?;
     report.stage("write_image", "");
-    let options = ImageOptions::of_root(&tree, size_bytes, false);
-    ext4::InProcess.write(&tree, &sources, out, &options, cancel, report)?;
-    Ok(options.size_bytes)
+    let options = ImageOptions {
+        uuid: Some(order.uuid),
+        epoch: EPOCH,
+        ..ImageOptions::of_root(&tree, order.size_bytes, false)
+    };
+    let root = ext4::write_root(&tree, layers, files, &options, cancel, report)?;
+    Ok(Written {
+        size_bytes: options.size_bytes,
+        seed: root.seed,
+        distro: root.os_release.as_deref().and_then(os_release::distro),
+    })
 }
 
 impl OciError {
@@ -158,7 +170,6 @@ impl OciError {
     pub fn is_no_space(&self) -> bool {
         match self {
             OciError::Write(error) => error.is_no_space(),
-            OciError::Open { cause, .. } => cause.kind() == io::ErrorKind::StorageFull,
             _ => false,
         }
     }

@@ -104,7 +104,12 @@ impl<'a> Run<'a> {
             .env("LC_ALL", "C.UTF-8")
             .env_remove("LANGUAGE")
             .env("DEBIAN_FRONTEND", "noninteractive");
-        Ok(Run {
+        Ok(Run::of(name, command, cancel))
+    }
+
+    /// A program that is known already, as it is; `name` is for errors.
+    pub(crate) fn of(name: &str, command: Command, cancel: &'a Cancel) -> Run<'a> {
+        Run {
             name: name.to_owned(),
             command,
             cancel,
@@ -112,7 +117,7 @@ impl<'a> Run<'a> {
             stdin: None,
             tick: None,
             grace: GRACE,
-        })
+        }
     }
 
     /// Waits only this long between TERM and KILL when cancelled: for programs whose mounts and

@@ -20,7 +20,7 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use crate::ext4;
-use crate::ext4::{ImageOptions, RootfsWriter as _, WriteError};
+use crate::ext4::{ImageOptions, RootFiles, WriteError};
 use crate::kernel::hex;
 use crate::process::RunError;
 use crate::progress::{Cancel, Cancelled, Report};
@@ -188,7 +188,7 @@ pub struct SuiteInfo {
     pub packages: usize,
 }
 
-/// Builds a suite's root into `dest/rootfs.ext4`. Nothing is left in `dest` when it fails.
+/// Builds a suite's root into [`ext4::ROOTFS`] and [`ext4::SEED`] of `dest`. Nothing is left in `dest` when it fails.
 ///
 /// # Errors
 /// See [`SuiteError`].
@@ -209,7 +209,7 @@ pub fn build(
     let built = in_work(spec, &entries, &jail, &work, dest, cancel, report);
     jail.remove(&work);
     if built.is_err() {
-        let _ = std::fs::remove_file(dest.join("rootfs.ext4"));
+        RootFiles::keep(dest, false, false);
     }
     built
 }
@@ -243,8 +243,9 @@ fn in_work(
     })?;
     report.stage("write_image", &spec.suite);
     let options = ImageOptions::of_root(&tree, spec.size_bytes, spec.sync);
-    let image = dest.join("rootfs.ext4");
-    ext4::InProcess.write(&tree, &sources, &image, &options, cancel, report)?;
+    let files = RootFiles::create(dest).map_err(io_error("make the image's files"))?;
+    let root = ext4::write_root(&tree, &sources, &files, &options, cancel, report)?;
+    RootFiles::keep(dest, true, root.seed);
     let lines: Vec<&str> = packages
         .iter()
         .map(|package| package.line.as_str())

@@ -452,8 +452,14 @@ impl Tree {
     /// Bytes of all files, hard links once: stored ones, and the number of inodes.
     #[must_use]
     pub fn measure(&self) -> (u64, u64) {
+        self.measure_from(NodeId::ROOT)
+    }
+
+    /// The same of one directory and what is below it.
+    #[must_use]
+    pub fn measure_from(&self, top: NodeId) -> (u64, u64) {
         let mut seen = vec![false; self.nodes.len()];
-        let mut pending = vec![NodeId::ROOT];
+        let mut pending = vec![top];
         let (mut bytes, mut inodes) = (0u64, 0u64);
         while let Some(id) = pending.pop() {
             if std::mem::replace(&mut seen[id.position()], true) {

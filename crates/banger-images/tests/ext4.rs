@@ -470,3 +470,102 @@ fn a_cancelled_write_leaves_no_image() {
     assert!(matches!(error, ext4::WriteError::Cancelled(_)), "{error:?}");
     assert!(!image.exists());
 }
+
+#[test]
+fn what_is_in_the_home_of_root_becomes_a_seed_too() {
+    let mut tar = Tar::new();
+    let directory = |tar: &mut Tar, path: &str, mode| {
+        tar.add(path, EntryType::Directory, b"", |e| {
+            e.mode(mode).unwrap();
+        });
+    };
+    directory(&mut tar, "etc", 0o755);
+    directory(&mut tar, "root", 0o2710);
+    directory(&mut tar, "root/.ssh", 0o700);
+    let release = b"ID=debian\nVERSION_CODENAME=bookworm\n";
+    tar.add("etc/os-release", EntryType::Regular, release, |_| {});
+    tar.add("etc/outside", EntryType::Regular, b"shared", |e| {
+        e.mode(0o640).unwrap().uid(5).unwrap();
+    });
+    let long = vec![7; 3 << 20];
+    tar.add("root/long", EntryType::Regular, &long, |_| {});
+    tar.add("root/empty", EntryType::Regular, b"", |_| {});
+    tar.add("root/.ssh/key", EntryType::Regular, b"secret", |e| {
+        e.mode(0o600).unwrap();
+        e.add_pax("SCHILY.xattr.user.kind", "test");
+    });
+    tar.add("root/inside", EntryType::Link, b"", |e| {
+        e.link_name("etc/outside");
+    });
+    tar.add("root/link", EntryType::Symlink, b"", |e| {
+        e.link_name("long");
+    });
+    let tar = tar.finish();
+    let cancel = Cancel::new().unwrap();
+    let layers = [Source::Packed(tar)];
+    let tree = tree::from_layers(&layers, &Limits::default(), &cancel, &Quiet).unwrap();
+    let written = || {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ext4::RootFiles::create(dir.path()).unwrap();
+        let root = ext4::write_root(&tree, &layers, &files, &options(1 << 30), &cancel, &Quiet);
+        let root = root.unwrap();
+        assert!(root.seed);
+        assert_eq!(root.os_release.as_deref(), Some(&release[..]));
+        dir
+    };
+    let dir = written();
+    fsck(&dir.path().join(ext4::ROOTFS));
+    let seed = dir.path().join(ext4::SEED);
+    fsck(&seed);
+    for (command, expected) in [
+        ("stat /root", "Mode:  02710"),
+        ("stat /root/.ssh/key", "Mode:  0600"),
+        ("ea_list /root/.ssh/key", "user.kind"),
+        ("cat /root/.ssh/key", "secret"),
+        ("cat /root/inside", "shared"),
+        ("stat /root/inside", "User:     5"),
+        ("stat /root/link", "Fast link dest: \"long\""),
+        ("stat /root/long", "Size: 3145728"),
+        ("stat /root/empty", "Size: 0"),
+        ("ls -p /", "/root/"),
+    ] {
+        let said = debugfs(&seed, command);
+        assert!(said.contains(expected), "{command}: {said}");
+    }
+    assert!(!debugfs(&seed, "ls -p /").contains("etc"));
+    let out = dir.path().join("long");
+    debugfs(&seed, &format!("dump /root/long {}", out.display()));
+    assert!(std::fs::read(out).unwrap() == long);
+    // As a work disk it is grown by far, and has room for files then.
+    let disk = dir.path().join("disk");
+    std::fs::copy(&seed, &disk).unwrap();
+    ext4::grow_file(&disk, 8 << 30).unwrap();
+    let grown = Command::new("/usr/sbin/resize2fs").arg(&disk).output();
+    assert!(grown.unwrap().status.success());
+    fsck(&disk);
+    let stats = debugfs(&disk, "stats -h");
+    let inodes = stats.lines().find_map(|line| {
+        line.strip_prefix("Inode count:")
+            .map(|count| count.trim().parse::<u64>().unwrap())
+    });
+    assert!(inodes.unwrap() >= 500_000, "{stats}");
+    let again = written();
+    for name in [ext4::ROOTFS, ext4::SEED] {
+        let bytes = |dir: &Path| std::fs::read(dir.join(name)).unwrap();
+        assert!(bytes(dir.path()) == bytes(again.path()), "{name}");
+    }
+}
+
+#[test]
+fn a_home_with_nothing_in_it_is_no_seed() {
+    let mut tar = Tar::new();
+    tar.add("root", EntryType::Directory, b"", |_| {});
+    let tar = tar.finish();
+    let cancel = Cancel::new().unwrap();
+    let tree = tree::from_tar(&tar, 0, &Limits::default(), &cancel, &Quiet).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let files = ext4::RootFiles::create(dir.path()).unwrap();
+    let sources = [Source::Plain(tar)];
+    let root = ext4::write_root(&tree, &sources, &files, &options(1 << 30), &cancel, &Quiet);
+    assert_eq!(root.unwrap(), ext4::Root::default());
+}

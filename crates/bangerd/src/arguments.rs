@@ -35,6 +35,8 @@ pub enum Errand {
     VmDefaults,
     /// Print the names of the seams.
     ListSeams,
+    /// Write one image from descriptors, confined.
+    WriteImage,
     /// Print version, commit and build time.
     Version,
     /// Print the options.
@@ -50,6 +52,8 @@ pub struct Arguments {
     pub overrides: Overrides,
     /// Where the starter waits for a word.
     pub startup_fd: Option<RawFd>,
+    /// What to write an image from.
+    pub image_task: String,
 }
 
 impl Arguments {
@@ -80,6 +84,12 @@ impl Arguments {
                     let number = value()?;
                     let number = number.to_str().and_then(|text| text.parse().ok());
                     read.startup_fd = Some(number.ok_or("--startup-fd needs a number")?);
+                }
+                // Not for people: the daemon starts itself so.
+                "--write-image" => {
+                    let task = value()?;
+                    read.image_task = task.to_string_lossy().into_owned();
+                    read.errand = Errand::WriteImage;
                 }
                 "--doctor-json" => read.errand = Errand::Doctor,
                 "--defaults-json" => read.errand = Errand::VmDefaults,

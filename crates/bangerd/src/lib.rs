@@ -103,6 +103,12 @@ pub fn print_seams() -> ExitCode {
     print(&seam::all().join("\n"))
 }
 
+/// Is the confined process that writes one image, for a daemon of this same program.
+#[must_use]
+pub fn write_image(task: &str) -> ExitCode {
+    banger_images::worker::work(task)
+}
+
 /// Prints a line. A reader that left is no failure of ours.
 #[must_use]
 pub fn print(text: &str) -> ExitCode {

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Errand::Doctor => bangerd::print_doctor(&arguments.overrides),
         Errand::VmDefaults => bangerd::print_vm_defaults(&arguments.overrides),
         Errand::ListSeams => bangerd::print_seams(),
+        Errand::WriteImage => bangerd::write_image(&arguments.image_task),
         Errand::Version => bangerd::print(&bangerd::version()),
         Errand::Help => bangerd::print(bangerd::HELP.trim_end()),
     }

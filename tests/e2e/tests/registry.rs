@@ -31,6 +31,9 @@ echo 'bob:x:1000:1000::/srv:/bin/sh' >> etc/passwd
 echo 'root:x:0:' > etc/group
 echo first > etc/gone
 echo seeded > root/from-image
+ln root/from-image root/linked
+chmod 710 root
+printf 'ID=testix\nVERSION_ID=7\n' > usr/lib/os-release
 ln -s usr/lib lib
 chown 1000:1000 srv
 chmod 4755 bin/busybox
@@ -107,7 +110,10 @@ fn an_image_of_a_registry_is_pulled_once_and_boots() {
     let shown = house.banger("image show box-1 --json").ok().json();
     let image = &shown["image"];
     disk::assert_clean(Path::new(image["rootfs_path"].as_str().expect("a path")));
+    let seed = Path::new(image["work_seed_path"].as_str().expect("a home is there"));
+    disk::assert_clean(seed);
     assert_eq!(image["managed"], true);
+    assert_eq!(image["distro"], "testix 7");
     let oci = &image["oci"];
     assert_eq!(oci["reference"], reference);
     assert_eq!(oci["platform"], "linux/amd64");
@@ -121,14 +127,14 @@ fn an_image_of_a_registry_is_pulled_once_and_boots() {
     assert_eq!(oci["cmd"][0], "/lib/new");
     assert_eq!(oci["labels"]["org.example.kind"], "test");
 
-    let look = "echo $GREETING; pwd; cat /lib/new /root/from-image; test ! -e /etc/gone && echo gone; stat -c '%u:%g %a' /srv /bin/busybox";
+    let look = "echo $GREETING; pwd; cat /lib/new /root/from-image; test ! -e /etc/gone && echo gone; stat -c '%u:%g %a' /srv /bin/busybox /root; stat -c %h /root/linked";
     let done = house
         .call(["run", "--rm", "--image", "box-1", "--", "sh", "-c", look])
         .run()
         .ok();
     assert_eq!(
         done.out(),
-        "hello\n/srv\nsecond\nseeded\ngone\n1000:1000 755\n0:0 4755\n"
+        "hello\n/srv\nsecond\nseeded\ngone\n1000:1000 755\n0:0 4755\n0:0 710\n2\n"
     );
 
     // A taken name, and what is not there.

@@ -14,21 +14,44 @@ const TIMES: std::ops::RangeInclusive<i64> = -0x8000_0000..=0x3_7fff_ffff;
 
 /// A file that content has to be written for.
 pub(super) struct Pending<'a> {
+    pub(super) id: NodeId,
     pub(super) handle: InodeHandle,
     pub(super) data: &'a Data,
 }
 
-/// Declares the whole tree: directories first to last, siblings in the order they came in, so
-/// that content lies on the disk as it lay in the archive.
+/// Declares the whole tree.
 pub(super) fn declare<'a>(
     tree: &'a Tree,
     builder: &mut FsBuilder,
     cancel: &Cancel,
 ) -> Result<Vec<Pending<'a>>, WriteError> {
+    set_root(builder, tree.meta(NodeId::ROOT))?;
+    declare_below(tree, (NodeId::ROOT, mkext4::ROOT), builder, cancel)
+}
+
+/// Declares one directory of the tree, alone, under a name of its own.
+pub(super) fn declare_as<'a>(
+    tree: &'a Tree,
+    id: NodeId,
+    name: &str,
+    builder: &mut FsBuilder,
+    cancel: &Cancel,
+) -> Result<Vec<Pending<'a>>, WriteError> {
+    let handle = declare_node(tree, builder, mkext4::ROOT, name, id, &mut Vec::new())?;
+    declare_below(tree, (id, handle), builder, cancel)
+}
+
+/// Declares what is in a directory: directories first to last, siblings in the order they came
+/// in, so that content lies on the disk as it lay in the archive.
+fn declare_below<'a>(
+    tree: &'a Tree,
+    top: (NodeId, InodeHandle),
+    builder: &mut FsBuilder,
+    cancel: &Cancel,
+) -> Result<Vec<Pending<'a>>, WriteError> {
     let mut handles: Vec<Option<InodeHandle>> = vec![None; tree.node_count()];
     let mut files = Vec::new();
-    set_root(builder, tree.meta(NodeId::ROOT))?;
-    let mut pending = vec![(NodeId::ROOT, mkext4::ROOT)];
+    let mut pending = vec![top];
     while let Some((directory, parent)) = pending.pop() {
         cancel.check()?;
         let mut children: Vec<(&str, NodeId)> = tree.children(directory).collect();
@@ -99,6 +122,7 @@ fn declare_node<'a>(
                 && data.stored() > 0
             {
                 files.push(Pending {
+                    id,
                     handle: *handle,
                     data,
                 });

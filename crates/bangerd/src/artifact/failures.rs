@@ -5,6 +5,7 @@ use banger_images::apt::AptError;
 use banger_images::kernel::KernelError;
 use banger_images::oci::OciError;
 use banger_images::suite::SuiteError;
+use banger_images::worker::WorkerError;
 use banger_registry::RegistryError;
 
 use super::flight::was_cancelled;
@@ -63,7 +64,12 @@ pub(super) fn of_registry(error: &RegistryError) -> Failure {
     }
 }
 
+/// The config of an image.
 pub(super) fn of_oci(error: &OciError) -> Failure {
+    describe(Code::BadArchive, error)
+}
+
+pub(super) fn of_worker(error: &WorkerError) -> Failure {
     if error.is_cancelled() {
         was_cancelled()
     } else if error.is_no_space() {

@@ -14,6 +14,7 @@ use std::path::Path;
 use banger_api::error::Code;
 use banger_api::image::Image;
 use banger_images::Report;
+use banger_images::ext4::{ROOTFS, SEED};
 use banger_model::ImageName;
 use banger_store::images::{self, ImageRow};
 
@@ -28,9 +29,6 @@ pub(super) use build::obtainable;
 pub(crate) use build::{NewImage, suite_of};
 pub(crate) use pull::NewPull;
 pub(super) use register::absolute;
-
-/// The root filesystem in a managed image's directory.
-const ROOTFS: &str = "rootfs.ext4";
 
 fn bad_name<T>(parsed: Result<T, banger_model::name::BadName>) -> Result<T, Failure> {
     parsed.map_err(|error| Failure::new(Code::BadName, error.to_string()))
@@ -181,8 +179,8 @@ impl Shelf {
 }
 
 /// Makes an image's directory below `parent` and puts it in place, without a
-/// row yet. `fill` writes `rootfs.ext4` into the directory that it is given, and
-/// says what is particular about the image.
+/// row yet. `fill` writes [`ROOTFS`], and a [`SEED`] if there is one, into the
+/// directory that it is given, and says what is particular about the image.
 fn make(
     name: &ImageName,
     parent: &Path,
@@ -209,6 +207,9 @@ fn make(
             managed: true,
             artifact_dir: Some(place.display().to_string()),
             rootfs_path: place.join(ROOTFS).display().to_string(),
+            work_seed_path: fs::exists(staging.path().join(SEED))
+                .map_err(cannot("look at"))?
+                .then(|| place.join(SEED).display().to_string()),
             updated_at: created_at.clone(),
             created_at,
             size_bytes: allocated(&staging.path().join(ROOTFS)),

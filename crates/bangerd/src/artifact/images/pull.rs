@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use banger_api::error::Code;
 use banger_api::image::{Image, ImagePullParams, OciConfig};
-use banger_images::oci::{self, Config};
-use banger_images::{Cancel, Report};
+use banger_images::oci::{Config, Order};
+use banger_images::{Cancel, Report, ext4, worker};
 use banger_model::ImageName;
 use banger_registry::{Cache, Client, Pulled, Reference};
 use tokio_util::sync::CancellationToken;
@@ -15,7 +15,7 @@ use super::super::cancelled::cancelled;
 use super::super::flight::was_cancelled;
 use super::super::records::ImageRecord;
 use super::super::{Kind, Shelf, blocking, failures};
-use super::{ROOTFS, bad_name, make};
+use super::{bad_name, make};
 use crate::failure::Failure;
 use crate::ports::Progress;
 
@@ -169,15 +169,20 @@ fn fill(
     report: &dyn Report,
 ) -> Result<Image, Failure> {
     let config = Config::parse(&pulled.config_json).map_err(|error| failures::of_oci(&error))?;
-    let rootfs = dir.join(ROOTFS);
-    oci::write(&pulled.layers, &rootfs, wanted.size_bytes, cancel, report)
-        .map_err(|error| failures::of_oci(&error))?;
+    let digest = pulled.manifest.digest.to_string();
+    let order = Order {
+        size_bytes: wanted.size_bytes,
+        uuid: uuid_of(&digest),
+    };
+    let written = worker::write(&pulled.layers, dir, &order, cancel, report)
+        .map_err(|error| failures::of_worker(&error))?;
     Ok(Image {
         kernel_name: wanted.kernel.clone(),
+        distro: written.distro,
         arch: Some(config.architecture.clone()).filter(|arch| !arch.is_empty()),
         oci: Some(OciConfig {
             reference: wanted.reference.to_string(),
-            digest: pulled.manifest.digest.to_string(),
+            digest,
             platform: format!("linux/{}", config.architecture),
             env: config.env,
             working_dir: config.working_dir,
@@ -188,6 +193,17 @@ fn fill(
         }),
         ..Image::default()
     })
+}
+
+/// The file system's UUID is a part of the image's digest: the same image is the same file.
+fn uuid_of(digest: &str) -> [u8; 16] {
+    let mut uuid = [0; 16];
+    let hex = digest.rsplit(':').next().unwrap_or_default();
+    for (byte, pair) in uuid.iter_mut().zip(hex.as_bytes().chunks(2)) {
+        let pair = std::str::from_utf8(pair).unwrap_or_default();
+        *byte = u8::from_str_radix(pair, 16).unwrap_or_default();
+    }
+    ext4::as_uuid(uuid)
 }
 
 #[cfg(test)]

@@ -1,0 +1,169 @@
+//! Layers made into an image by a process of their own, which can do nothing else.
+//!
+//! ```text
+//! daemon ── opens the layers and the image's files ──► bangerd --write-image ORDER
+//!        ◄── progress, a line of JSON each (stderr) ──   no path, no network, no privilege
+//!        ◄── what was written, or why not (stdout) ──    reads layers, writes files
+//! ```
+//!
+//! Layers come from anybody: whoever finds a hole in a decompressor or in a reader of archives is
+//! then in a process that has the open files of one image and nothing else. Its memory goes back
+//! to the host with it.
+
+mod inside;
+mod words;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+
+use command_fds::{CommandFdExt as _, FdMapping};
+
+use crate::ext4::RootFiles;
+use crate::oci::{Order, Written};
+use crate::process::{Finished, Run, RunError};
+use crate::progress::{Cancel, Report};
+
+pub use inside::work;
+use words::{Answer, FIRST, FLAG, News, Task};
+pub use words::{Fault, Refused};
+
+/// Layers could not be made into an image.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// A file that it is given.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The process.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// What it said.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// It ended without a word.
+    #[error("the process that writes the image ended early ({status})")]
+    Died {
+        /// How.
+        status: ExitStatus,
+        /// The last it said.
+        #[source]
+        last: io::Error,
+    },
+}
+
+impl WorkerError {
+    /// The disk is full.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Open { cause, .. } => cause.kind() == io::ErrorKind::StorageFull,
+            Self::Refused(refused) => refused.fault == Fault::NoSpace,
+            _ => false,
+        }
+    }
+
+    /// The caller cancelled.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Run(RunError::Cancelled(_)))
+    }
+
+    /// The image itself is at fault, not this host.
+    #[must_use]
+    pub fn is_of_the_image(&self) -> bool {
+        matches!(self, Self::Refused(refused) if refused.fault == Fault::Image)
+    }
+}
+
+/// Makes layers, the lowest first, into [`crate::ext4::ROOTFS`] and, where `/root` holds
+/// anything, [`crate::ext4::SEED`] of a directory, in a confined process of this same program,
+/// which must call [`work`] when its first argument is the flag. Nothing is left in the directory
+/// when that fails.
+///
+/// # Errors
+/// [`WorkerError`].
+pub fn write(
+    layers: &[PathBuf],
+    dir: &Path,
+    order: &Order,
+    cancel: &Cancel,
+    report: &dyn Report,
+) -> Result<Written, WorkerError> {
+    // Whatever is on disk by that name while this runs: the program that runs now.
+    let program = Command::new("/proc/self/exe");
+    let written = write_by(program, layers, dir, order, cancel, report);
+    let (root, seed) = match &written {
+        Ok(written) => (true, written.seed),
+        Err(_) => (false, false),
+    };
+    RootFiles::keep(dir, root, seed);
+    written
+}
+
+fn write_by(
+    program: Command,
+    layers: &[PathBuf],
+    dir: &Path,
+    order: &Order,
+    cancel: &Cancel,
+    report: &dyn Report,
+) -> Result<Written, WorkerError> {
+    let open = |path: &Path, file: io::Result<File>| {
+        file.map(OwnedFd::from).map_err(|cause| WorkerError::Open {
+            path: path.to_owned(),
+            cause,
+        })
+    };
+    let files = RootFiles::create(dir).map_err(|cause| WorkerError::Open {
+        path: dir.to_owned(),
+        cause,
+    })?;
+    let mut given: Vec<OwnedFd> = vec![files.root.into(), files.seed.into(), files.spool.into()];
+    for layer in layers {
+        given.push(open(layer, File::open(layer))?);
+    }
+    let task = Task {
+        layers: layers.len(),
+        order: order.clone(),
+    };
+    let mut run = Run::of("the writer of images", program, cancel);
+    let command = run.command();
+    command.arg0("bangerd").env_clear().current_dir("/");
+    command.arg(FLAG).arg(task.to_json());
+    let mappings = (FIRST..).zip(given).map(|(child_fd, parent_fd)| FdMapping {
+        parent_fd,
+        child_fd,
+    });
+    command
+        .fd_mappings(mappings.collect())
+        .expect("each number is given once");
+    let finished = run.watch(&mut |line| {
+        if let Some(line) = line {
+            match News::from_line(line) {
+                Some(news) => news.tell(report),
+                None => tracing::warn!(line, "the writer of images says"),
+            }
+        }
+    })?;
+    answer(&finished)
+}
+
+fn answer(finished: &Finished) -> Result<Written, WorkerError> {
+    match Answer::from_json(&finished.stdout) {
+        Some(Answer::Written(written)) if finished.status.success() => Ok(written),
+        Some(Answer::Refused(refused)) => Err(refused.into()),
+        _ => Err(WorkerError::Died {
+            status: finished.status,
+            last: io::Error::other(finished.tail.clone()),
+        }),
+    }
+}
