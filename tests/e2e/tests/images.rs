@@ -379,3 +379,41 @@ fn an_image_brings_a_kernel_of_its_own() {
     let _ = house.banger("image delete own").ok();
     house.assert_as_before(&before, Duration::from_secs(5));
 }
+
+#[test]
+fn work_disks_begin_as_the_seed_of_a_registered_image() {
+    let house = House::with(Root::Bare, Kernel::Old);
+    let script = "mkdir -p top/src holder/root\n\
+                  echo mine > top/src/file; chmod 600 top/src/file\n\
+                  echo held > holder/root/file\n\
+                  for seed in top holder; do\n\
+                  PATH=$PATH:/sbin mke2fs -q -t ext4 -d $seed $seed.ext4 256M; done";
+    let home = house.dir().join("home");
+    let _ = Call::new("sh", ["-ec", script]).within(&home).run().ok();
+    for (seed, look, expected) in [
+        (
+            "top",
+            "cat src/file; stat -c '%a %n' src/file; ls -A",
+            "mine\n600 src/file\nsrc\n",
+        ),
+        ("holder", "cat file; ls -A", "held\nfile\n"),
+    ] {
+        let file = home.join(format!("{seed}.ext4"));
+        let root = fixture::root(Root::Bare);
+        let words = ["image", "register", "--name", seed, "--rootfs"];
+        let words = words.iter().map(AsRef::as_ref).chain([root.as_os_str()]);
+        let words = words.chain(["--work-seed".as_ref(), file.as_os_str()]);
+        let _ = house.call(words).run().ok();
+        let create = format!("create --name {seed} --image {seed}");
+        let _ = house.banger(&create).ok();
+        let ask = || {
+            let call = house.call(["exec", "-w", "/root", seed, "--", "sh", "-c", look]);
+            call.run().ok().out().to_owned()
+        };
+        assert_eq!(ask(), expected);
+        let _ = house.banger(&format!("restart {seed}")).ok();
+        assert_eq!(ask(), expected, "after another boot");
+        let _ = house.banger(&format!("rm -f {seed}")).ok();
+        let _ = house.banger(&format!("image rm {seed}")).ok();
+    }
+}

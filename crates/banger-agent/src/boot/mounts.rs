@@ -106,10 +106,13 @@ pub(super) fn mount_work(
 ) -> Result<(), BootError> {
     mount_at(&drive(&devices.work), WORK, "ext4", MountFlags::empty(), "")?;
     warnings.note("growing the work disk", disks::grow(&devices.work, WORK));
+    let prepare = |error| BootError::Prepare(HOME.to_owned(), error);
+    if !fill && gather_home(Path::new(WORK)).map_err(prepare)? {
+        return Ok(());
+    }
     if Path::new(HOME).exists() {
         return Ok(());
     }
-    let prepare = |error| BootError::Prepare(HOME.to_owned(), error);
     // Filled under another name: cut short, it is filled again.
     let _ = fs::remove_dir_all(HOME_BEFORE);
     fs::create_dir(HOME_BEFORE).map_err(prepare)?;
@@ -129,6 +132,36 @@ pub(super) fn mount_work(
         }
     }
     fs::rename(HOME_BEFORE, HOME).map_err(prepare)
+}
+
+/// A disk may have begun as a seed whose top is the home itself, and not a
+/// directory that holds it: then everything goes into one. Whether it did; cut
+/// short, it is gone on with.
+fn gather_home(disk: &Path) -> io::Result<bool> {
+    let (home, before) = (disk.join("root"), disk.join(".root.filling"));
+    let mut names = Vec::new();
+    for entry in fs::read_dir(disk)? {
+        let name = entry?.file_name();
+        if name != "lost+found" && name != ".root.filling" {
+            names.push(name);
+        }
+    }
+    let begun = before.exists();
+    if !begun && names.iter().all(|name| name == "root") {
+        return Ok(false);
+    }
+    if !begun {
+        fs::create_dir(&before)?;
+    }
+    imitate(disk, &before)?;
+    // What is called as the home itself goes first: left alone it would pass
+    // for the home.
+    names.sort_by_key(|name| name != "root");
+    for name in names {
+        fs::rename(disk.join(&name), before.join(&name))?;
+    }
+    fs::rename(before, home)?;
+    Ok(true)
 }
 
 /// Mounts the kernel's modules aside; whether there are any.
@@ -248,4 +281,58 @@ fn bind_over(source: &str, place: &std::os::fd::OwnedFd, name: &str) -> Result<(
         target: format!("/{name}"),
         cause: error.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = fs::read_dir(dir).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_seed_that_is_the_home_itself_is_gathered_into_one() {
+        let disk = tempfile::tempdir().unwrap();
+        let disk = disk.path();
+        for dir in ["lost+found", "root", "src"] {
+            fs::create_dir(disk.join(dir)).unwrap();
+        }
+        fs::write(disk.join(".profile"), "x").unwrap();
+        fs::set_permissions(disk, fs::Permissions::from_mode(0o710)).unwrap();
+        assert!(gather_home(disk).unwrap());
+        assert_eq!(names(disk), ["lost+found", "root"]);
+        assert_eq!(names(&disk.join("root")), [".profile", "root", "src"]);
+        let mode = fs::metadata(disk.join("root")).unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o710);
+        assert!(!gather_home(disk).unwrap(), "once");
+    }
+
+    #[test]
+    fn a_gathering_cut_short_is_gone_on_with() {
+        let disk = tempfile::tempdir().unwrap();
+        let disk = disk.path();
+        fs::create_dir_all(disk.join(".root.filling/root")).unwrap();
+        fs::write(disk.join(".root.filling/first"), "x").unwrap();
+        fs::write(disk.join("second"), "x").unwrap();
+        assert!(gather_home(disk).unwrap());
+        assert_eq!(names(disk), ["root"]);
+        assert_eq!(names(&disk.join("root")), ["first", "root", "second"]);
+    }
+
+    #[test]
+    fn a_disk_with_a_home_or_with_nothing_is_left_alone() {
+        let disk = tempfile::tempdir().unwrap();
+        let disk = disk.path();
+        assert!(!gather_home(disk).unwrap());
+        fs::create_dir_all(disk.join("root/deep")).unwrap();
+        fs::create_dir(disk.join("lost+found")).unwrap();
+        assert!(!gather_home(disk).unwrap());
+        assert_eq!(names(disk), ["lost+found", "root"]);
+    }
 }
