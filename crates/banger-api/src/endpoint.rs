@@ -117,6 +117,8 @@ endpoints! {
     ImageRegister Post "/images/register" 200 ImageRegisterParams => ImageShowResult;
     /// Build an image from a Debian suite.
     ImageBuild Post "/images/build" 202 ImageBuildParams => OperationResult;
+    /// Copy the files of an unmanaged image into banger's keeping.
+    ImagePromote Post "/images/{image}/promote" 202 Empty => OperationResult;
     /// One image.
     ImageShow Get "/images/{image}" 200 Empty => ImageShowResult;
     /// Forget an image, and its files where banger owns them.

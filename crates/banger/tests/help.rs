@@ -41,6 +41,7 @@ const COMMANDS: &[&str] = &[
     "image show",
     "image delete",
     "image register",
+    "image promote",
     "image build",
     "kernel",
     "kernel list",

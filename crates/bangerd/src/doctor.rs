@@ -494,7 +494,7 @@ fn leftovers(paths: &Paths, store: &Stored) -> DoctorRow {
     let kept: Vec<_> = store
         .images
         .iter()
-        .filter_map(|record| record.kept(&images_dir))
+        .flat_map(|record| record.kept(&images_dir))
         .collect();
     let images: Vec<&str> = kept
         .iter()

@@ -8,6 +8,7 @@
 mod arguments;
 mod artifact;
 mod config;
+mod copy;
 mod daemon;
 mod doctor;
 mod engine;

@@ -322,6 +322,28 @@ fn a_registered_file_that_changed_is_not_booted() {
 }
 
 #[test]
+fn a_promoted_image_boots_without_the_file_it_was_made_of() {
+    let house = House::with(Root::Bare, Kernel::Old);
+    let copy = house.dir().join("home/copy.ext4");
+    std::fs::copy(fixture::root(Root::Bare), &copy).expect("an own file");
+    let words = ["image", "register", "--name", "copy", "--rootfs"];
+    let words = words.iter().map(AsRef::as_ref).chain([copy.as_os_str()]);
+    let _ = house.call(words).run().ok();
+    let _ = house.banger("create --name box --image copy").ok();
+    let _ = house
+        .call(["exec", "box", "--", "sh", "-c", "echo kept > /kept"])
+        .run()
+        .ok();
+    assert_eq!(house.banger("image promote copy").ok().line(), "copy");
+    std::fs::remove_file(&copy).expect("an own file");
+    // It runs on, and boots from the other file.
+    assert_eq!(house.banger("exec box -- cat /kept").ok().line(), "kept");
+    let _ = house.banger("restart box").ok();
+    assert_eq!(house.banger("exec box -- cat /kept").ok().line(), "kept");
+    let _ = house.banger("image promote nosuch").expect(3);
+}
+
+#[test]
 fn an_image_brings_a_kernel_of_its_own() {
     if census::which("dpkg-deb").is_none() {
         e2e::skip!("no dpkg-deb here");

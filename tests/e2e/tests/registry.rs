@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use e2e::{Call, House, Kernel, Live, Root, census, disk, skip};
+use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -143,6 +144,12 @@ fn an_image_of_a_registry_is_pulled_once_and_boots() {
         .expect(4)
         .says("already exists");
     let _ = house.banger(&format!("pull {reference} --name other")).ok();
+    let other = house.banger("image show other --json").ok().json();
+    for file in ["rootfs_path", "work_seed_path"] {
+        let bytes = |image: &Value| fs::read(image[file].as_str().expect("a path"));
+        let (one, two) = (bytes(image), bytes(&other["image"]));
+        assert!(one.expect("an image") == two.expect("an image"), "{file}");
+    }
     let _ = house
         .banger(&format!("pull {}/team/none:1", registry.at))
         .expect(3)

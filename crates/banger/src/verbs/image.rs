@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use banger_api::Empty;
 use banger_api::endpoint::{
-    ImageBuild, ImageDelete, ImageList, ImagePull, ImageRegister, ImageShow,
+    ImageBuild, ImageDelete, ImageList, ImagePromote, ImagePull, ImageRegister, ImageShow,
 };
 use banger_api::image::{
     Image, ImageBuildParams, ImageListResult, ImagePullParams, ImageRegisterParams, ImageShowResult,
@@ -32,6 +32,7 @@ pub(crate) enum Verb {
     Delete(Delete),
     Pull(Pull),
     Register(Register),
+    Promote(Promote),
     Build(Build),
 }
 
@@ -114,6 +115,14 @@ pub(crate) struct Register {
     modules: Option<PathBuf>,
 }
 
+/// Copy the files of a registered image, for banger to keep
+#[derive(Debug, Args)]
+pub(crate) struct Promote {
+    /// Image by name or id
+    #[arg(value_name = "IMAGE", add = complete::images())]
+    image: String,
+}
+
 /// Build an image from a Debian suite
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -143,6 +152,7 @@ impl Verb {
             Self::Delete(args) => args.run(place).await,
             Self::Pull(args) => args.run(place).await,
             Self::Register(args) => args.run(place).await,
+            Self::Promote(args) => args.run(place).await,
             Self::Build(args) => args.run(place).await,
         }
     }
@@ -307,6 +317,18 @@ impl Register {
         let shown = client.call::<ImageRegister>(&[], &params).await?;
         crate::show::line(&escape(&shown.image.name))?;
         Ok(0)
+    }
+}
+
+impl Promote {
+    async fn run(self, place: &Place) -> Result<u8, Failure> {
+        guarded(async |cancel| {
+            let client = place.reach().await?;
+            let path = [self.image.as_str()];
+            let begun = client.call::<ImagePromote>(&path, &Empty {}).await?;
+            named(place, &client, &begun.operation.id, cancel).await
+        })
+        .await
     }
 }
 

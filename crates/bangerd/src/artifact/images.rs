@@ -3,6 +3,7 @@
 
 mod boot;
 mod build;
+mod promote;
 mod pull;
 mod register;
 
@@ -126,7 +127,7 @@ impl Shelf {
         let _claim = self.claim(Kind::Image, &record.image.name)?;
         let kept = record.kept(&self.0.images_dir);
         let image = record.image;
-        if let Some(kept) = &kept {
+        for kept in &kept {
             unsettle(kept)?;
         }
         let (id, name) = (image.id.clone(), image.name.clone());
@@ -142,14 +143,16 @@ impl Shelf {
             })
             .await?;
         if !users.is_empty() {
-            if let Some(kept) = &kept {
+            for kept in &kept {
                 publish::settle(kept);
             }
             return Err(users::in_use("image", &image.name, &users));
         }
-        if let Some(kept) = kept {
+        if !kept.is_empty() {
             blocking(move || {
-                remove(&kept);
+                for kept in &kept {
+                    remove(kept);
+                }
                 Ok(())
             })
             .await?;

@@ -34,13 +34,12 @@ pub(crate) struct ImageRecord {
 }
 
 impl ImageRecord {
-    /// The directory that banger keeps for it, below `images`: all of a managed
-    /// image, or the kernel that an unmanaged one brought.
-    pub(crate) fn kept(&self, images: &Path) -> Option<PathBuf> {
-        match &self.own_kernel {
-            Some(own) => Some(own.dir.clone()),
-            None => self.image.managed.then(|| images.join(&self.image.id)),
-        }
+    /// The directories that banger keeps for it, below `images`: that of a
+    /// managed image, and that of a kernel that it brought.
+    pub(crate) fn kept(&self, images: &Path) -> Vec<PathBuf> {
+        let own = self.own_kernel.as_ref().map(|own| own.dir.clone());
+        let managed = self.image.managed.then(|| images.join(&self.image.id));
+        managed.into_iter().chain(own).collect()
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use banger_api::Empty;
 use banger_api::endpoint::{
-    ImageBuild, ImageDelete, ImageList, ImagePull, ImageRegister, ImageShow,
+    ImageBuild, ImageDelete, ImageList, ImagePromote, ImagePull, ImageRegister, ImageShow,
 };
 use banger_api::image::{
     ImageBuildParams, ImageListResult, ImagePullParams, ImageRegisterParams, ImageShowResult,
@@ -24,6 +24,7 @@ pub(super) fn add(routes: Routes) -> Routes {
         .on::<ImageRegister, _, _>(&[], register)
         .on::<ImagePull, _, _>(&[WAIT], pull)
         .on::<ImageBuild, _, _>(&[WAIT], build)
+        .on::<ImagePromote, _, _>(&[WAIT], promote)
         .on::<ImageShow, _, _>(&[], show)
         .on::<ImageDelete, _, _>(&[], delete)
 }
@@ -81,6 +82,27 @@ async fn build(app: Arc<App>, call: Call<ImageBuildParams>) -> Result<OperationR
     let (shelf, work) = (app.shelf.clone(), handle.clone());
     app.work(handle.clone(), async move {
         let image = shelf.build_image(wanted, &work).await?;
+        Ok(Outcome {
+            image: Some(image),
+            ..Outcome::default()
+        })
+    });
+    accepted(&app, &call.query, handle.operation()).await
+}
+
+async fn promote(app: Arc<App>, call: Call<Empty>) -> Result<OperationResult, Failure> {
+    let image = app.shelf.can_promote(call.reference()).await?;
+    let subject = Subject {
+        vm: None,
+        image: Some((image.id.clone(), image.name)),
+    };
+    let handle = app
+        .operations
+        .begin("image.promote", subject, &call.op)
+        .await?;
+    let (shelf, work) = (app.shelf.clone(), handle.clone());
+    app.work(handle.clone(), async move {
+        let image = shelf.promote(&image.id, &work).await?;
         Ok(Outcome {
             image: Some(image),
             ..Outcome::default()

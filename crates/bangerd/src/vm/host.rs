@@ -12,8 +12,8 @@ use banger_engine::console;
 use banger_images::ext4;
 use banger_model::{Holding, VmId};
 
-use super::copy;
 use super::record::Places;
+use crate::copy;
 use crate::failure::Failure;
 use crate::ports::{Host, Want};
 

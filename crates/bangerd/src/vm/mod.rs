@@ -5,7 +5,6 @@
 
 mod asks;
 mod checks;
-mod copy;
 mod create;
 pub(crate) mod events;
 mod exec;

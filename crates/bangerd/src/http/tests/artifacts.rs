@@ -171,6 +171,78 @@ async fn an_image_keeps_the_kernel_it_was_given_until_it_gets_another() {
 }
 
 #[tokio::test]
+async fn a_promoted_image_is_bangers_own_and_the_same_image() {
+    let house = House::new().await;
+    let place = house.place.path();
+    let (kernel, modules) = kernel_files(place);
+    let (root, seed) = (root_file(place), place.join("seed.ext4"));
+    banger_images::ext4::empty(&seed, 256 << 20, "work", None, false).unwrap();
+    let body = json!({"name": "own", "rootfs_path": root, "kernel_path": kernel,
+        "modules_dir": modules, "work_seed_path": seed});
+    let id = register(&house, &body).await.json()["image"]["id"].clone();
+    let promote = "/v1/images/own/promote?wait=30s";
+    let content = fs::read(&root).unwrap();
+
+    // Not what it was when it was registered.
+    fs::write(&seed, "changed").unwrap();
+    let answer = house.ask("POST", promote, "").await;
+    assert_eq!(answer.code(), "in_use");
+    assert_eq!(kept(&house).len(), 1, "its kernel alone");
+    fs::remove_file(&seed).unwrap();
+    banger_images::ext4::empty(&seed, 256 << 20, "work", None, false).unwrap();
+    assert_eq!(register(&house, &body).await.status, 200);
+
+    let done = house.ask("POST", promote, "").await.json();
+    let operation = &done["operation"];
+    assert_eq!(operation["success"], true, "{done}");
+    let image = &operation["image"];
+    assert_eq!((&image["id"], &image["managed"]), (&id, &json!(true)));
+    let dir = house.app.paths.images().join(id.as_str().unwrap());
+    assert_eq!(image["artifact_dir"], json!(dir));
+    assert_eq!(image["rootfs_path"], json!(dir.join("rootfs.ext4")));
+    assert_eq!(image["work_seed_path"], json!(dir.join("work-seed.ext4")));
+    assert!(!dir.join("unsettled").exists());
+    for named in ["kernel_path", "modules_dir"] {
+        let path = image[named].as_str().unwrap();
+        assert!(Path::new(path).starts_with(house.app.paths.images()) && Path::new(path).exists());
+    }
+    // What it was made of may go.
+    for file in [&root, &seed, &kernel] {
+        fs::remove_file(file).unwrap();
+    }
+    assert!(fs::read(dir.join("rootfs.ext4")).unwrap() == content);
+    let shelf = &house.app.shelf;
+    let boots = shelf.image_for_start(id.as_str().unwrap()).await.unwrap();
+    assert!(boots.own_kernel.is_some() && boots.work_seed.is_some());
+
+    // Once is enough, and it cannot be registered over.
+    let again = house.ask("POST", promote, "").await.json();
+    assert_eq!(again["operation"]["success"], true);
+    assert_eq!(again["operation"]["image"], *image);
+    let body = json!({"name": "own", "rootfs_path": root_file(place)});
+    assert_eq!(register(&house, &body).await.code(), "already_exists");
+    shelf.recover().await.unwrap();
+    assert_eq!(kept(&house).len(), 2, "image and kernel");
+    assert_eq!(house.ask("DELETE", "/v1/images/own", "").await.status, 200);
+    assert_eq!(kept(&house), [""; 0].map(PathBuf::from));
+}
+
+#[tokio::test]
+async fn a_promotion_cut_before_its_row_leaves_the_image_as_it_was() {
+    let house = House::new().await;
+    let body = json!({"name": "own", "rootfs_path": root_file(house.place.path())});
+    let shown = register(&house, &body).await.json();
+    let id = shown["image"]["id"].as_str().unwrap();
+    let dir = house.app.paths.images().join(id);
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("unsettled"), "").unwrap();
+    fs::write(dir.join("rootfs.ext4"), "half").unwrap();
+    house.app.shelf.recover().await.unwrap();
+    assert_eq!(kept(&house), [""; 0].map(PathBuf::from));
+    assert_eq!(house.get("/v1/images/own").await, shown);
+}
+
+#[tokio::test]
 async fn a_kernel_that_cannot_be_used_leaves_no_image() {
     let house = House::new().await;
     let place = house.place.path();

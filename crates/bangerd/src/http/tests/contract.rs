@@ -135,6 +135,9 @@ async fn replies_are_what_the_document_promises() {
     );
     all.ask("POST", "/v1/images/register", "/v1/images/register", &body)
         .await;
+    let path = "/v1/images/{image}/promote";
+    all.ask("POST", path, "/v1/images/mine/promote?wait=30s", "")
+        .await;
     all.ask("GET", "/v1/images", "/v1/images", "").await;
     all.ask("GET", "/v1/images/{image}", "/v1/images/mine", "")
         .await;

@@ -129,7 +129,8 @@ fn document(served: &[Served]) -> Value {
         Ping System Doctor Shutdown
         VmList VmCreate VmShow VmSet VmDelete VmStart VmRestart VmStop VmKill
         VmStats VmLogs VmHealth VmPing
-        ImageList ImagePull ImageRegister ImageBuild ImageShow ImageDelete
+        ImageList ImagePull ImageRegister ImageBuild ImagePromote ImageShow
+        ImageDelete
         KernelList KernelPull KernelImport KernelShow KernelDelete
         OperationList OperationShow OperationCancel
     }

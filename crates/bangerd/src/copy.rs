@@ -14,7 +14,16 @@ const PIECE: u64 = 1 << 20;
 
 /// Copies a disk to a new file, which is its owner's alone whoever may read the
 /// first. Nothing is left of it when that fails: half a disk is none.
-pub(super) fn disk(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn disk(from: &Path, to: &Path) -> io::Result<()> {
+    disk_telling(from, to, &mut |_| Ok(()))
+}
+
+/// The same, telling of every piece how long it was, bytes; an error ends it.
+pub(crate) fn disk_telling(
+    from: &Path,
+    to: &Path,
+    told: &mut dyn FnMut(u64) -> io::Result<()>,
+) -> io::Result<()> {
     let source = File::open(from)?;
     let copy = OpenOptions::new()
         .read(true)
@@ -25,7 +34,7 @@ pub(super) fn disk(from: &Path, to: &Path) -> io::Result<()> {
     let copied = match ioctl_ficlone(&copy, &source) {
         Ok(()) => Ok(()),
         // Another file system, or one that shares nothing.
-        Err(_) => extents(&source, &copy),
+        Err(_) => extents(&source, &copy, told),
     };
     if copied.is_err() {
         let _ = fs::remove_file(to);
@@ -33,7 +42,11 @@ pub(super) fn disk(from: &Path, to: &Path) -> io::Result<()> {
     copied
 }
 
-fn extents(source: &File, copy: &File) -> io::Result<()> {
+fn extents(
+    source: &File,
+    copy: &File,
+    told: &mut dyn FnMut(u64) -> io::Result<()>,
+) -> io::Result<()> {
     let length = source.metadata()?.len();
     copy.set_len(length)?;
     let mut piece = vec![0; usize::try_from(PIECE).expect("a MiB")];
@@ -53,6 +66,7 @@ fn extents(source: &File, copy: &File) -> io::Result<()> {
             source.read_exact_at(part, at)?;
             copy.write_all_at(part, at)?;
             at += wanted as u64;
+            told(wanted as u64)?;
         }
     }
     Ok(())
@@ -88,7 +102,7 @@ mod tests {
         // Where extents are shared nobody asked for this until now.
         let (seed, again) = (File::open(&from).unwrap(), place.path().join("again"));
         let copy = File::create_new(&again).unwrap();
-        extents(&seed, &copy).unwrap();
+        extents(&seed, &copy, &mut |_| Ok(())).unwrap();
         assert!(fs::read(&from).unwrap() == fs::read(&again).unwrap());
         assert!(copy.metadata().unwrap().blocks() * 512 < 1 << 20);
     }
