@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::http::{self, TlsFault};
 use crate::limits::Limits;
 
 /// Foreign text kept in an error, in characters.
@@ -145,6 +146,18 @@ impl RegistryError {
             RegistryError::Helper { program, .. } => Some(format!(
                 "try `{program} list`, or take it out of docker's config.json"
             )),
+            RegistryError::Unavailable {
+                registry,
+                cause: Some(cause),
+                ..
+            } => http::tls_fault(&**cause).map(|fault| match fault {
+                TlsFault::Certificate => "put its CA's certificate into \
+                     /usr/local/share/ca-certificates and run sudo update-ca-certificates"
+                    .to_owned(),
+                TlsFault::NoTls => format!(
+                    "insecure_registries = [{registry:?}] in config.toml, where you trust the network"
+                ),
+            }),
             _ => None,
         }
     }

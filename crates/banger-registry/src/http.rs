@@ -31,6 +31,11 @@ impl Clear {
         is_loopback(host) || self.0.contains(&bare(host))
     }
 
+    /// Whether that is only supposed, and not what the user says.
+    pub(crate) fn supposes(&self, host: &str) -> bool {
+        is_loopback(host) && !self.0.contains(&bare(host))
+    }
+
     /// Whether a request, or its credentials, may go to this address.
     pub(crate) fn allows(&self, url: &Url) -> bool {
         match (url.scheme(), url.host_str(), url.port()) {
@@ -63,6 +68,34 @@ pub(crate) fn is_loopback(host: &str) -> bool {
         || name
             .parse()
             .is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+/// How TLS failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TlsFault {
+    /// The other side speaks it, with a certificate that is not trusted.
+    Certificate,
+    /// The other side speaks something else.
+    NoTls,
+}
+
+/// How TLS failed, if that is what an error is about.
+pub(crate) fn tls_fault(error: &(dyn std::error::Error + 'static)) -> Option<TlsFault> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        match error.downcast_ref() {
+            Some(rustls::Error::InvalidCertificate(_)) => return Some(TlsFault::Certificate),
+            Some(rustls::Error::InvalidMessage(_)) => return Some(TlsFault::NoTls),
+            _ => {}
+        }
+        // An I/O error has one inside, which is not its source.
+        let inside = error.downcast_ref::<std::io::Error>();
+        cause = match inside.and_then(std::io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 #[derive(Debug, thiserror::Error)]

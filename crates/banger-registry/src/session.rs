@@ -7,6 +7,7 @@
 //! without.
 
 use std::error::Error;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use serde::Deserialize;
 
 use crate::auth::{Credential, Logins};
 use crate::error::{Again, Fault, RegistryError, plain};
-use crate::http::{self, BodyError, Clear, Clients};
+use crate::http::{self, BodyError, Clear, Clients, TlsFault};
 use crate::limits::Limits;
 use crate::reference::Reference;
 use crate::token::{self, Challenge};
@@ -36,6 +37,8 @@ pub(crate) struct Session<'c> {
     logins: &'c Logins,
     credential: tokio::sync::OnceCell<Option<Credential>>,
     authorization: Mutex<Option<HeaderValue>>,
+    /// A registry on loopback turned out to speak TLS.
+    tls: AtomicBool,
 }
 
 impl<'c> Session<'c> {
@@ -54,6 +57,7 @@ impl<'c> Session<'c> {
             logins,
             credential: tokio::sync::OnceCell::new(),
             authorization: Mutex::new(None),
+            tls: AtomicBool::new(false),
         }
     }
 
@@ -66,9 +70,9 @@ impl<'c> Session<'c> {
         from: u64,
         what: &str,
     ) -> Result<Response, Fault> {
-        let url = self.address(path)?;
         let mut asked_to_log_in = false;
         loop {
+            let url = self.address(path)?;
             let mut request = self.http().get(url.clone()).header(ACCEPT, accept);
             if let Some(authorization) = self.authorization() {
                 request = request.header(AUTHORIZATION, authorization);
@@ -76,7 +80,15 @@ impl<'c> Session<'c> {
             if from > 0 {
                 request = request.header(RANGE, format!("bytes={from}-"));
             }
-            let response = self.send(request, what).await?;
+            let answer = self.send(request, what).await;
+            let unlike_http = match &answer {
+                Ok(response) => response.status() == StatusCode::BAD_REQUEST,
+                Err(_) => true,
+            };
+            if unlike_http && self.turns_to_tls().await {
+                continue;
+            }
+            let response = answer?;
             let status = response.status();
             let by_registry = response.url().origin() == url.origin();
             if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE {
@@ -107,6 +119,22 @@ impl<'c> Session<'c> {
         }
     }
 
+    /// Whether a registry on loopback, which nobody said has no TLS, has it after all.
+    async fn turns_to_tls(&self) -> bool {
+        let host = self.reference.host();
+        if self.tls.load(Ordering::Relaxed) || !self.clear.supposes(host) {
+            return false;
+        }
+        let knock = self.http().get(format!("https://{host}/v2/")).send();
+        let speaks = match tokio::time::timeout(self.limits.connect, knock).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(error)) => http::tls_fault(&error) == Some(TlsFault::Certificate),
+            Err(_) => false,
+        };
+        self.tls.store(speaks, Ordering::Relaxed);
+        speaks
+    }
+
     /// The whole body; `TooLong` is the caller's to judge.
     pub(crate) async fn body(
         &self,
@@ -134,7 +162,7 @@ impl<'c> Session<'c> {
 
     fn address(&self, path: &str) -> Result<Url, RegistryError> {
         let host = self.reference.host();
-        let scheme = match self.clear.covers(host) {
+        let scheme = match self.clear.covers(host) && !self.tls.load(Ordering::Relaxed) {
             true => "http",
             false => "https",
         };
@@ -188,12 +216,15 @@ impl<'c> Session<'c> {
     pub(crate) fn lost(&self, cause: reqwest::Error, what: &str) -> Fault {
         // Its address can be a signed one.
         let cause = cause.without_url();
+        let tls = http::tls_fault(&cause);
         let why = match &cause {
+            _ if tls == Some(TlsFault::Certificate) => "its certificate is not trusted",
+            _ if tls == Some(TlsFault::NoTls) => "it does not speak TLS",
             cause if cause.is_connect() => "cannot connect",
             cause if cause.is_redirect() => "it leads elsewhere in a way that is not followed",
             _ => "the connection was lost",
         };
-        let stays = cause.is_redirect() || cause.is_builder();
+        let stays = cause.is_redirect() || cause.is_builder() || tls.is_some();
         Fault {
             error: self.unavailable(what, why.to_owned(), Some(Box::new(cause))),
             again: if stays { Again::Never } else { Again::Soon },

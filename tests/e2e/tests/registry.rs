@@ -51,10 +51,37 @@ umoci config --image image:1 --config.env GREETING=hello --config.workingdir /sr
     --config.label org.example.kind=test
 "#;
 
+/// A certificate of an authority that nobody knows.
+const TLS: &str = r#"
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
+    -subj /CN=authority -keyout ca.key -out ca.pem
+openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=registry \
+    -keyout key.pem -out request.pem
+printf 'subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n' > names
+openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 \
+    -extfile names -out cert.pem
+"#;
+
 impl Registry {
     /// Starts it and pushes the image as `team/box:1`; `None`, with the reason
     /// said, where that cannot be done here.
     fn start(house: &House) -> Option<Self> {
+        Self::start_with(house, "")
+    }
+
+    /// The same under TLS, with a certificate of `ca.pem` in its directory.
+    fn start_tls(house: &House) -> Option<Self> {
+        census::which("openssl")?;
+        let dir = house.dir().join("registry");
+        fs::create_dir_all(&dir).expect("an own directory");
+        let _ = Call::new("sh", ["-ec", TLS]).within(&dir).run().ok();
+        let file = |name: &str| dir.join(name).display().to_string();
+        let (cert, key) = (file("cert.pem"), file("key.pem"));
+        let tls = format!("  tls:\n    certificate: {cert}\n    key: {key}\n");
+        Self::start_with(house, &tls)
+    }
+
+    fn start_with(house: &House, more: &str) -> Option<Self> {
         let tools = ["docker-registry", "skopeo", "umoci"];
         let missing = tools.iter().find(|tool| census::which(tool).is_none());
         if missing.is_some() || !e2e::am_root() {
@@ -70,7 +97,7 @@ impl Registry {
         let config = dir.join("config.yml");
         let text = format!(
             "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
-             http:\n  addr: {at}\n",
+             http:\n  addr: {at}\n{more}",
             dir.join("blobs").display()
         );
         fs::write(&config, text).expect("an own file");
@@ -161,4 +188,23 @@ fn an_image_of_a_registry_is_pulled_once_and_boots() {
     let _ = house.banger("pull 127.0.0.1:1/x --name x").expect(5);
     let _ = house.banger("image rm box-1 other").ok();
     house.assert_as_before(&before, SOON);
+}
+
+#[test]
+fn a_registry_with_tls_on_loopback_is_found_out_and_must_be_trusted() {
+    let house = House::new();
+    let Some(registry) = Registry::start_tls(&house) else {
+        skip!("needs root, docker-registry, skopeo, umoci and openssl");
+    };
+    let reference = format!("{}/team/box:1", registry.at);
+    let _ = house
+        .banger(&format!("pull {reference}"))
+        .expect(5)
+        .says("its certificate is not trusted")
+        .says("update-ca-certificates");
+    let _ = house.banger("daemon stop").ok();
+    let ca = house.dir().join("registry/ca.pem").display().to_string();
+    house.set_env("SSL_CERT_FILE", &ca);
+    let pulled = house.banger(&format!("pull {reference}")).ok();
+    assert_eq!(pulled.line(), "box-1");
 }
