@@ -382,3 +382,54 @@ fn a_guest_whose_host_is_full_meets_errors_runs_on_and_is_told_of() {
     let _ = again.ok();
     let _ = events.expect(130);
 }
+
+/// Bytes that a file system holds.
+fn held(place: &std::path::Path) -> u64 {
+    let space = rustix::fs::statvfs(place).expect("it is mounted");
+    (space.f_blocks - space.f_bfree) * space.f_frsize
+}
+
+#[test]
+fn a_disk_that_fills_up_during_a_build_is_no_space_and_gets_all_of_it_back() {
+    if !e2e::am_root() {
+        skip!("a small file system for the state needs root to mount it");
+    }
+    let house = House::new();
+    fs::create_dir_all(house.state()).expect("an own directory");
+    let Some(mounted) = Mounted::tmpfs(house.state(), "size=1400m,mode=0700") else {
+        skip!("this root may not mount")
+    };
+    let _ = house.banger("list").ok();
+    let before = held(&house.state());
+    let build = house
+        .call(["image", "build", "--suite", "bookworm"])
+        .limit(Duration::from_secs(600))
+        .start();
+    wait::until_true("packages are unpacked", Duration::from_secs(300), || {
+        held(&house.state()) > before + (100 << 20)
+    });
+    let fill = house.state().join("fill");
+    let room = format!("of={}", fill.display());
+    let _ = Call::new("dd", ["if=/dev/zero", &room, "bs=1M"]).run();
+    let done = build.wait();
+    let filled = fs::metadata(&fill).expect("an own file").len();
+    fs::remove_file(&fill).expect("an own file");
+    let images = fs::read_dir(house.state().join("images")).expect("the daemon's");
+    let left: Vec<_> = images
+        .map(|entry| entry.expect("the daemon's").file_name())
+        .filter(|name| !name.to_string_lossy().ends_with(".log"))
+        .collect();
+    let after = held(&house.state());
+    let list = house.banger("image list -q");
+    let _ = house.banger("daemon stop --with-vms");
+    wait::until_true("the daemon has ended", Duration::from_secs(20), || {
+        house.daemon_pid().is_none()
+    });
+    drop(mounted);
+    println!("{} MiB were filled: {}", filled >> 20, done.err());
+    let _ = done.expect(5).says("no space");
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(list.ok().line(), "");
+    // A log, and the journal of the database.
+    assert!(after < before + (8 << 20), "{before} before, {after} after");
+}
