@@ -24,7 +24,7 @@ pub type Progress<'p> = &'p (dyn Fn(u64, u64) + Send + Sync);
 
 /// The progress of all blobs of one image.
 pub(crate) struct Tally<'p> {
-    total: u64,
+    total: AtomicU64,
     done: AtomicU64,
     show: Progress<'p>,
 }
@@ -33,26 +33,40 @@ impl<'p> Tally<'p> {
     pub(crate) fn new(total: u64, show: Progress<'p>) -> Tally<'p> {
         show(0, total);
         Tally {
-            total,
+            total: AtomicU64::new(total),
             done: AtomicU64::new(0),
             show,
         }
     }
+
+    /// There is more to do than was known.
+    pub(crate) fn expect(&self, more: u64) {
+        self.total.fetch_add(more, Ordering::Relaxed);
+        self.tell(self.done.load(Ordering::Relaxed));
+    }
+
+    fn tell(&self, done: u64) {
+        (self.show)(done, self.total.load(Ordering::Relaxed));
+    }
 }
 
 /// One blob's share of a tally. It can go back: a part may be dropped.
-struct Share<'t, 'p> {
+pub(crate) struct Share<'t, 'p> {
     tally: &'t Tally<'p>,
     mine: u64,
 }
 
-impl Share<'_, '_> {
-    fn set(&mut self, now: u64) {
+impl<'t, 'p> Share<'t, 'p> {
+    pub(crate) fn of(tally: &'t Tally<'p>) -> Share<'t, 'p> {
+        Share { tally, mine: 0 }
+    }
+
+    pub(crate) fn set(&mut self, now: u64) {
         // Wrapping, as a smaller share is added as its negative.
         let change = now.wrapping_sub(self.mine);
         self.mine = now;
         let before = self.tally.done.fetch_add(change, Ordering::Relaxed);
-        (self.tally.show)(before.wrapping_add(change), self.tally.total);
+        self.tally.tell(before.wrapping_add(change));
     }
 }
 
@@ -63,7 +77,7 @@ pub(crate) async fn fetch(
     blob: &Descriptor,
     tally: &Tally<'_>,
 ) -> Result<(), RegistryError> {
-    let mut share = Share { tally, mine: 0 };
+    let mut share = Share::of(tally);
     let mut part = match cache.claim(blob.digest).await? {
         Claim::Whole { size } if size == blob.size => {
             share.set(size);
@@ -107,7 +121,7 @@ fn named(blob: &Descriptor) -> String {
     format!("blob {}", blob.digest)
 }
 
-fn damaged(blob: &Descriptor, why: String) -> RegistryError {
+pub(crate) fn damaged(blob: &Descriptor, why: String) -> RegistryError {
     RegistryError::Damaged {
         what: named(blob),
         why,

@@ -283,25 +283,14 @@ impl Part {
     /// Writes and hashes what came.
     pub(crate) async fn append(self, batch: Vec<Bytes>) -> Result<Part, RegistryError> {
         self.off_thread("write", move |part| {
-            for bytes in &batch {
-                part.file.write_all(bytes)?;
-                part.count(bytes);
-            }
-            Ok(())
+            batch.iter().try_for_each(|bytes| part.put(bytes))
         })
         .await
     }
 
     /// Forgets all that was written.
     pub(crate) async fn restart(self) -> Result<Part, RegistryError> {
-        self.off_thread("empty", |part| {
-            part.file.set_len(0)?;
-            part.hash = Sha256::new();
-            part.len = 0;
-            part.inherited = 0;
-            Ok(())
-        })
-        .await
+        self.off_thread("empty", Part::clear).await
     }
 
     /// The digest of what was written.
@@ -311,21 +300,56 @@ impl Part {
 
     /// Gives the part its blob's name, on disk before the name is.
     pub(crate) async fn keep(self) -> Result<(), RegistryError> {
-        self.off_thread("keep", |part| {
-            part.file.sync_all()?;
-            fs::rename(&part.path, &part.whole)?;
-            match part.whole.parent() {
-                Some(dir) => File::open(dir)?.sync_all(),
-                None => Ok(()),
-            }
-        })
-        .await
-        .map(drop)
+        self.off_thread("keep", Part::publish).await.map(drop)
+    }
+
+    /// Fills the part on this thread, from its first byte on, and keeps it. It is removed when
+    /// that fails: what is on this host already is copied anew sooner than it is resumed.
+    pub(crate) fn fill_here(
+        mut self,
+        fill: impl FnOnce(&mut Filling<'_>) -> Result<(), RegistryError>,
+    ) -> Result<(), RegistryError> {
+        let path = self.path.clone();
+        let filled = self
+            .clear()
+            .map_err(|cause| RegistryError::disk("empty", &path, cause))
+            .and_then(|()| fill(&mut Filling(&mut self)))
+            .and_then(|()| {
+                let kept = self.publish();
+                kept.map_err(|cause| RegistryError::disk("keep", &path, cause))
+            });
+        if filled.is_err() {
+            self.discard()?;
+        }
+        filled
     }
 
     /// Removes the file; the lock goes after the name.
     pub(crate) fn discard(self) -> Result<(), RegistryError> {
         unlink(&self.path)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.count(bytes);
+        Ok(())
+    }
+
+    fn clear(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.hash = Sha256::new();
+        self.len = 0;
+        self.inherited = 0;
+        Ok(())
+    }
+
+    fn publish(&mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(&self.path, &self.whole)?;
+        match self.whole.parent() {
+            Some(dir) => File::open(dir)?.sync_all(),
+            None => Ok(()),
+        }
     }
 
     fn count(&mut self, bytes: &[u8]) {
@@ -344,6 +368,28 @@ impl Part {
             // The runtime ends, and the pull with it.
             .map_err(|_| RegistryError::Cancelled)?
             .map_err(|cause| RegistryError::disk(doing, &path, cause))
+    }
+}
+
+/// A part that is being filled on one thread.
+#[derive(Debug)]
+pub(crate) struct Filling<'p>(&'p mut Part);
+
+impl Filling<'_> {
+    /// Bytes written.
+    pub(crate) fn len(&self) -> u64 {
+        self.0.len
+    }
+
+    /// The digest of what was written.
+    pub(crate) fn digest(&self) -> Digest {
+        self.0.digest()
+    }
+
+    /// Writes and hashes.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), RegistryError> {
+        let put = self.0.put(bytes);
+        put.map_err(|cause| RegistryError::disk("write", &self.0.path, cause))
     }
 }
 

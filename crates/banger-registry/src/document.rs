@@ -117,20 +117,20 @@ impl Named {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Raw {
+pub(crate) struct Raw {
     #[serde(default)]
     schema_version: u64,
     config: Option<RawDescriptor>,
     layers: Option<Vec<RawDescriptor>>,
-    manifests: Option<Vec<RawDescriptor>>,
+    pub(crate) manifests: Option<Vec<RawDescriptor>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct RawDescriptor {
+pub(crate) struct RawDescriptor {
     #[serde(default)]
     media_type: String,
-    digest: String,
+    pub(crate) digest: String,
     size: u64,
     platform: Option<Named>,
     #[serde(default)]
@@ -149,7 +149,12 @@ impl RawDescriptor {
         })
     }
 
-    fn is_attestation(&self) -> bool {
+    /// What an annotation of this name says.
+    pub(crate) fn note(&self, name: &str) -> Option<&str> {
+        self.annotations.as_ref()?.get(name).map(String::as_str)
+    }
+
+    pub(crate) fn is_attestation(&self) -> bool {
         let marked = |notes: &std::collections::HashMap<_, _>| notes.contains_key(ATTESTATION);
         self.annotations.as_ref().is_some_and(marked)
             || self
@@ -167,7 +172,7 @@ pub(crate) enum Document {
     Elsewhere(Descriptor),
 }
 
-fn unsupported(what: &str, why: String) -> RegistryError {
+pub(crate) fn unsupported(what: &str, why: String) -> RegistryError {
     RegistryError::Unsupported {
         what: what.to_owned(),
         why,
@@ -214,7 +219,8 @@ pub(crate) fn parse(
     }
 }
 
-fn choose(
+/// The entry for our platform.
+pub(crate) fn choose(
     entries: Vec<RawDescriptor>,
     what: &str,
     platform: &Platform,

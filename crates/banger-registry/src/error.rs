@@ -84,6 +84,43 @@ pub enum RegistryError {
         /// Why not.
         why: String,
     },
+    /// A file or directory of this host that cannot be read as what it should be.
+    #[error("cannot use {}: {why}", .path.display())]
+    BadPath {
+        /// What was named, or what is in it.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+        /// The kernel's answer, where there is one.
+        #[source]
+        cause: Option<io::Error>,
+    },
+    /// An archive or layout that is malformed or has not all of an image.
+    #[error("cannot read an image from {place}: {why}")]
+    BadArchive {
+        /// As the source is spelled.
+        place: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// An archive or layout has no image of this name.
+    #[error("{place} has no image {tag}")]
+    NoTag {
+        /// As the source is spelled, without a tag.
+        place: String,
+        /// What was asked for.
+        tag: String,
+        /// What it has.
+        offered: Vec<String>,
+    },
+    /// An archive or layout has several images, and none was named.
+    #[error("{place} has several images")]
+    Ambiguous {
+        /// As the source is spelled, without a tag.
+        place: String,
+        /// What they are called.
+        offered: Vec<String>,
+    },
     /// The file system of the cache is full, or a quota is.
     #[error("no space left for {}", .path.display())]
     NoSpace {
@@ -158,6 +195,15 @@ impl RegistryError {
                     "insecure_registries = [{registry:?}] in config.toml, where you trust the network"
                 ),
             }),
+            RegistryError::NoTag { place, offered, .. }
+            | RegistryError::Ambiguous { place, offered } => match offered.as_slice() {
+                [] => None,
+                [one] => Some(format!("{place}:{one}")),
+                several => Some(format!(
+                    "{place}:TAG, where TAG is one of {}",
+                    several.join(", ")
+                )),
+            },
             _ => None,
         }
     }

@@ -7,7 +7,7 @@
 //!
 //! Nothing is believed that was not hashed, everything read is bounded by [`Limits`], and a pull
 //! that ends early, for whatever reason, leaves only parts that the next one goes on with. What
-//! is in the layers is not looked at here.
+//! is in the layers is not looked at here. Files of this host are another source, in [`local`].
 #![forbid(unsafe_code)]
 
 mod auth;
@@ -19,9 +19,11 @@ mod error;
 mod helper;
 mod http;
 mod limits;
+pub mod local;
 mod manifest;
 mod reference;
 mod session;
+mod source;
 mod token;
 
 use std::collections::HashSet;
@@ -42,6 +44,7 @@ pub use document::{Descriptor, ImageManifest, Platform};
 pub use error::RegistryError;
 pub use limits::Limits;
 pub use reference::Reference;
+pub use source::{Form, Local, Source};
 
 use crate::auth::Logins;
 use crate::blob::Tally;

@@ -27,6 +27,10 @@ pub struct Limits {
     pub image: u64,
     /// Redirects of one request.
     pub redirects: usize,
+    /// Members of an archive; those that docker saves have up to four for each layer.
+    pub members: usize,
+    /// Bytes of their names and of what links among them lead to.
+    pub names: usize,
 }
 
 impl Default for Limits {
@@ -43,6 +47,8 @@ impl Default for Limits {
             layers: 512,
             image: 128 << 30,
             redirects: 10,
+            members: 100_000,
+            names: 16 << 20,
         }
     }
 }

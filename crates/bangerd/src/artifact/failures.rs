@@ -46,7 +46,10 @@ pub(super) fn of_kernel(error: &KernelError) -> Failure {
 pub(super) fn of_registry(error: &RegistryError) -> Failure {
     let code = match error {
         RegistryError::BadReference { .. } => Code::BadReference,
-        RegistryError::NotFound { .. } => Code::NotFound,
+        RegistryError::NotFound { .. } | RegistryError::NoTag { .. } => Code::NotFound,
+        RegistryError::BadPath { .. } => Code::BadPath,
+        RegistryError::BadArchive { .. } => Code::BadArchive,
+        RegistryError::Ambiguous { .. } => Code::Ambiguous,
         RegistryError::Denied { .. }
         | RegistryError::Helper { .. }
         | RegistryError::Logins { .. } => Code::RegistryDenied,
