@@ -121,10 +121,11 @@ pub struct ImageRegisterParams {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImagePullParams {
-    /// An OCI reference by tag or digest, as docker spells it.
+    /// `oci-layout:DIR[:TAG]` or `docker-archive:FILE[:TAG]` with an absolute
+    /// path, or an OCI reference by tag or digest, as docker spells it.
     #[serde(rename = "ref")]
     pub reference: String,
-    /// `repository-tag` when absent.
+    /// `repository-tag` when absent, or what the directory or file is called.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// A local kernel that it boots with, by name.

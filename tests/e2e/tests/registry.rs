@@ -1,8 +1,8 @@
-//! Images pulled from a real registry, and booted.
+//! Images pulled from a real registry and from files, and booted.
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use e2e::{Call, House, Kernel, Live, Root, census, disk, skip};
@@ -62,6 +62,20 @@ openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days
     -extfile names -out cert.pem
 "#;
 
+/// Makes the layout `image` in a directory; `None` where that cannot be done.
+fn make_image(house: &House) -> Option<PathBuf> {
+    for tool in ["skopeo", "umoci"] {
+        census::which(tool)?;
+    }
+    if !e2e::am_root() {
+        return None;
+    }
+    let dir = house.dir().join("registry");
+    fs::create_dir_all(&dir).expect("an own directory");
+    let _ = Call::new("sh", ["-ec", IMAGE]).within(&dir).run().ok();
+    Some(dir)
+}
+
 impl Registry {
     /// Starts it and pushes the image as `team/box:1`; `None`, with the reason
     /// said, where that cannot be done here.
@@ -82,13 +96,8 @@ impl Registry {
     }
 
     fn start_with(house: &House, more: &str) -> Option<Self> {
-        let tools = ["docker-registry", "skopeo", "umoci"];
-        let missing = tools.iter().find(|tool| census::which(tool).is_none());
-        if missing.is_some() || !e2e::am_root() {
-            return None;
-        }
-        let dir = house.dir().join("registry");
-        fs::create_dir_all(&dir).expect("an own directory");
+        census::which("docker-registry")?;
+        let dir = make_image(house)?;
         let port = TcpListener::bind("127.0.0.1:0")
             .and_then(|free| free.local_addr())
             .expect("loopback has a free port")
@@ -105,7 +114,6 @@ impl Registry {
         e2e::wait::until_true("the registry answers", SOON, || {
             std::net::TcpStream::connect(&at).is_ok()
         });
-        let _ = Call::new("sh", ["-ec", IMAGE]).within(&dir).run().ok();
         let target = format!("docker://{at}/team/box:1");
         let push = [
             "copy",
@@ -207,4 +215,69 @@ fn a_registry_with_tls_on_loopback_is_found_out_and_must_be_trusted() {
     house.set_env("SSL_CERT_FILE", &ca);
     let pulled = house.banger(&format!("pull {reference}")).ok();
     assert_eq!(pulled.line(), "box-1");
+}
+
+#[test]
+fn an_image_in_files_is_taken_and_boots_offline() {
+    let house = House::with(Root::Bare, Kernel::Old);
+    let Some(dir) = make_image(&house) else {
+        skip!("needs root, skopeo and umoci");
+    };
+    let copy = "oci:image:1 docker-archive:box.tar:team/box:1";
+    let _ = Call::new(
+        "sh",
+        ["-ec", &format!("skopeo copy -q {copy}; gzip box.tar")],
+    )
+    .within(&dir)
+    .run()
+    .ok();
+    if !house.go_offline() {
+        println!("this host cannot be taken offline");
+    }
+    let before = house.census();
+    let pull = |reference: &str| house.call(["pull", reference]).within(&dir).run();
+    assert_eq!(pull("oci-layout:image:1").ok().line(), "image-1");
+    assert_eq!(pull("docker-archive:box.tar.gz").ok().line(), "box");
+
+    let look = "echo $GREETING; pwd; cat /lib/new /root/from-image; test ! -e /etc/gone && echo gone; stat -c '%u:%g %a' /srv /bin/busybox";
+    for (name, reference) in [
+        ("image-1", format!("oci-layout:{}/image:1", dir.display())),
+        (
+            "box",
+            format!("docker-archive:{}/box.tar.gz", dir.display()),
+        ),
+    ] {
+        let shown = house
+            .banger(&format!("image show {name} --json"))
+            .ok()
+            .json();
+        let image = &shown["image"];
+        assert_eq!(image["oci"]["reference"], reference);
+        assert_eq!(image["oci"]["user"], "bob");
+        disk::assert_clean(Path::new(image["rootfs_path"].as_str().expect("a path")));
+        let done = house
+            .call(["run", "--rm", "--image", name, "--", "sh", "-c", look])
+            .run()
+            .ok();
+        assert_eq!(
+            done.out(),
+            "hello\n/srv\nsecond\nseeded\ngone\n1000:1000 755\n0:0 4755\n"
+        );
+    }
+
+    let _ = pull("oci-layout:image:2").expect(3).says("oci-layout:");
+    let _ = pull("docker-archive:image:1")
+        .expect(2)
+        .says("no regular file");
+    let _ = pull("oci-layout:box.tar.gz:1")
+        .expect(2)
+        .says("no directory");
+    let blobs = dir.join("image/blobs/sha256");
+    for blob in fs::read_dir(blobs).expect("blobs") {
+        let path = blob.expect("a blob").path();
+        fs::write(path, "other").expect("an own file");
+    }
+    let _ = house.banger("image rm image-1 box").ok();
+    let _ = pull("oci-layout:image:1").expect(4).says("damaged");
+    house.assert_as_before(&before, SOON);
 }

@@ -1,11 +1,12 @@
 //! `image`: root filesystems.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use banger_api::Empty;
 use banger_api::endpoint::{
     ImageBuild, ImageDelete, ImageList, ImagePromote, ImagePull, ImageRegister, ImageShow,
 };
+use banger_api::error::Code;
 use banger_api::image::{
     Image, ImageBuildParams, ImageListResult, ImagePullParams, ImageRegisterParams, ImageShowResult,
 };
@@ -22,6 +23,9 @@ use crate::show::size::{self, about};
 use crate::show::table::{Table, facts};
 use crate::show::{escape, short_id};
 use crate::{complete, follow};
+
+/// How references to files of this host begin.
+const FILES: [&str; 2] = ["oci-layout:", "docker-archive:"];
 
 /// What one does with images.
 #[derive(Debug, Subcommand)]
@@ -62,19 +66,22 @@ pub(crate) struct Delete {
     images: Vec<String>,
 }
 
-/// Fetch an image from a registry
+/// Fetch an image from a registry, or take one from files
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   banger pull debian:bookworm
   banger pull ghcr.io/org/app@sha256:... --name app
   banger pull localhost:5000/app:dev --size 8GiB
+  banger pull oci-layout:./build/app:1.0
+  docker save team/app:1 -o app.tar && banger pull docker-archive:app.tar
+  banger pull docker-archive:all.tar.gz:team/app:1
 
-Logins are those of docker: docker login REGISTRY")]
+Logins are those of docker: docker login REGISTRY. A path ends at its first colon.")]
 pub(crate) struct Pull {
-    /// Image as docker spells it, by tag or digest
+    /// Image as docker spells it, by tag or digest; or oci-layout:DIR[:TAG], docker-archive:FILE[:TAG]
     #[arg(value_name = "REF")]
     reference: String,
-    /// Name [default: REPOSITORY-TAG]
+    /// Name [default: REPOSITORY-TAG, or that of the file]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Kernel it boots with, by name
@@ -267,7 +274,7 @@ impl Pull {
     /// Pulls.
     pub(crate) async fn run(self, place: &Place) -> Result<u8, Failure> {
         let params = ImagePullParams {
-            reference: self.reference,
+            reference: from_here(self.reference)?,
             name: self.name,
             kernel_ref: self.kernel_ref,
             // Parsed once already, with the other words.
@@ -280,6 +287,25 @@ impl Pull {
         })
         .await
     }
+}
+
+/// A reference as the daemon can follow it, which works in another directory.
+fn from_here(reference: String) -> Result<String, Failure> {
+    let split = FILES.iter().find_map(|scheme| {
+        let rest = reference.strip_prefix(scheme)?;
+        let end = rest.find(':').unwrap_or(rest.len());
+        // Nothing is no path; the daemon says so.
+        (end > 0).then(|| (scheme, rest.split_at(end)))
+    });
+    let Some((scheme, (path, tag))) = split else {
+        return Ok(reference);
+    };
+    let path = absolute(Path::new(path))?;
+    if path.contains(':') {
+        let what = format!("{path:?} has a colon, where a path ends in {scheme}");
+        return Err(Failure::new(Code::BadPath, what).hint("name it by a link without one"));
+    }
+    Ok(format!("{scheme}{path}{tag}"))
 }
 
 /// Follows an operation to its end and prints the image's name.
@@ -346,5 +372,29 @@ impl Build {
             named(place, &client, &begun.id, cancel).await
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_to_files_are_named_from_here_and_others_left_alone() {
+        let here = std::env::current_dir().unwrap();
+        let here = here.display();
+        for (given, meant) in [
+            ("debian:12", "debian:12".to_owned()),
+            ("oci-layout:", "oci-layout:".to_owned()),
+            ("oci-layout::1", "oci-layout::1".to_owned()),
+            ("oci-layout:/a/b:1", "oci-layout:/a/b:1".to_owned()),
+            ("oci-layout:a:1", format!("oci-layout:{here}/a:1")),
+            (
+                "docker-archive:./a.tar:x/y:1",
+                format!("docker-archive:{here}/a.tar:x/y:1"),
+            ),
+        ] {
+            assert_eq!(from_here(given.to_owned()).unwrap(), meant);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Images from a registry.
+//! Images from a registry, and from layouts and archives of the host.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +8,8 @@ use banger_api::image::{Image, ImagePullParams, OciConfig};
 use banger_images::oci::{Config, Order};
 use banger_images::{Cancel, Report, ext4, worker};
 use banger_model::ImageName;
-use banger_registry::{Cache, Client, Pulled, Reference};
+use banger_registry::local;
+use banger_registry::{Cache, Client, Limits, Local, Platform, Pulled, Reference, Source};
 use tokio_util::sync::CancellationToken;
 
 use super::super::cancelled::cancelled;
@@ -30,7 +31,7 @@ const NAME: usize = 63;
 #[derive(Debug, Clone)]
 pub(crate) struct NewPull {
     name: ImageName,
-    reference: Reference,
+    source: Source,
     kernel: Option<String>,
     size_bytes: Option<u64>,
 }
@@ -38,7 +39,7 @@ pub(crate) struct NewPull {
 impl NewPull {
     /// Checks what a client asks for.
     pub(crate) fn of(params: &ImagePullParams) -> Result<Self, Failure> {
-        let reference: Reference = params
+        let source: Source = params
             .reference
             .parse()
             .map_err(|error| failures::of_registry(&error))?;
@@ -50,12 +51,12 @@ impl NewPull {
         }
         let name = match &params.name {
             Some(name) => name.clone(),
-            None => name_of(&reference),
+            None => name_of(&source),
         };
         Ok(Self {
             name: bad_name(ImageName::parse(&name))
                 .map_err(|failure| failure.hint("--name NAME"))?,
-            reference,
+            source,
             kernel: params.kernel_ref.clone(),
             size_bytes: params.size_bytes,
         })
@@ -70,13 +71,28 @@ impl NewPull {
     fn key(&self) -> String {
         format!(
             "pull\n{}\n{}\n{:?}\n{:?}",
-            self.name, self.reference, self.kernel, self.size_bytes
+            self.name, self.source, self.kernel, self.size_bytes
         )
     }
 }
 
-/// `debian-bookworm` for `docker.io/library/debian:bookworm`; with a digest its first digits.
-fn name_of(reference: &Reference) -> String {
+/// `debian-bookworm` for `docker.io/library/debian:bookworm`; with a digest its
+/// first digits. An image in files is called by its tag and them.
+fn name_of(source: &Source) -> String {
+    let local = match source {
+        Source::Registry(reference) => return name_of_reference(reference),
+        Source::Local(local) => local,
+    };
+    match local.tag() {
+        Some(tag) => match tag.parse() {
+            Ok(reference) if tag.contains([':', '/']) => name_of_reference(&reference),
+            _ => made(&format!("{}-{tag}", local.stem())),
+        },
+        None => made(&local.stem()),
+    }
+}
+
+fn name_of_reference(reference: &Reference) -> String {
     let last = reference
         .repository()
         .rsplit('/')
@@ -84,12 +100,22 @@ fn name_of(reference: &Reference) -> String {
         .unwrap_or_default();
     let tail = match (reference.digest(), reference.tag()) {
         (Some(digest), _) => digest.hex()[..DIGITS].to_owned(),
-        (None, tag) => tag.unwrap_or("latest").to_lowercase(),
+        (None, tag) => tag.unwrap_or("latest").to_owned(),
     };
-    // What repositories and tags may have and names may not.
-    let mut name = format!("{last}-{tail}").replace(['_', '.'], "-");
+    made(&format!("{last}-{tail}"))
+}
+
+/// A name out of text that may have what names may not.
+fn made(text: &str) -> String {
+    let mut name: String = text
+        .chars()
+        .map(|letter| match letter.to_ascii_lowercase() {
+            letter @ ('a'..='z' | '0'..='9') => letter,
+            _ => '-',
+        })
+        .collect();
     name.truncate(NAME);
-    name.trim_end_matches('-').to_owned()
+    name.trim_matches('-').to_owned()
 }
 
 impl Shelf {
@@ -123,11 +149,19 @@ impl Shelf {
         let _claim = self.claim(Kind::Image, wanted.name())?;
         // Whoever came after the last look at the name gets what is there.
         self.can_pull_image(&wanted).await?;
-        report.stage("download", &wanted.reference.to_string());
-        let pulled = tokio::select! {
-            biased;
-            () = cancelled(cancel.clone()) => return Err(was_cancelled()),
-            pulled = self.download(&wanted.reference, &*report) => pulled?,
+        let pulled = match &wanted.source {
+            Source::Registry(reference) => {
+                report.stage("download", &reference.to_string());
+                tokio::select! {
+                    biased;
+                    () = cancelled(cancel.clone()) => return Err(was_cancelled()),
+                    pulled = self.download(reference, &*report) => pulled?,
+                }
+            }
+            Source::Local(local) => {
+                report.stage("read_files", &local.to_string());
+                self.read_local(local, &cancel, &report).await?
+            }
         };
         let parent = self.0.images_dir.clone();
         let record = blocking(move || {
@@ -158,6 +192,37 @@ impl Shelf {
         };
         pulled.await.map_err(|error| failures::of_registry(&error))
     }
+
+    /// Gets an image of the host's files into the cache. Whoever cancels sees
+    /// that end, so that nothing half-made is left behind.
+    async fn read_local(
+        &self,
+        local: &Local,
+        cancel: &Cancel,
+        report: &Arc<dyn Report>,
+    ) -> Result<Pulled, Failure> {
+        let stop = CancellationToken::new();
+        let (local, dir, token) = (local.clone(), self.0.cache.clone(), stop.clone());
+        let report = Arc::clone(report);
+        let work = blocking(move || {
+            let read = || {
+                let cache = Cache::open(&dir)?;
+                let (platform, limits) = (Platform::host(), Limits::default());
+                let progress = |done, total| report.bytes(done, Some(total));
+                local::pull(&local, &cache, &platform, &limits, &progress, &token)
+            };
+            read().map_err(|error| failures::of_registry(&error))
+        });
+        let mut work = std::pin::pin!(work);
+        tokio::select! {
+            biased;
+            () = cancelled(cancel.clone()) => {
+                stop.cancel();
+                work.await
+            }
+            read = &mut work => read,
+        }
+    }
 }
 
 /// Writes what was pulled into a directory.
@@ -181,7 +246,7 @@ fn fill(
         distro: written.distro,
         arch: Some(config.architecture.clone()).filter(|arch| !arch.is_empty()),
         oci: Some(OciConfig {
-            reference: wanted.reference.to_string(),
+            reference: wanted.source.to_string(),
             digest,
             platform: format!("linux/{}", config.architecture),
             env: config.env,
@@ -229,6 +294,10 @@ mod tests {
             ("ghcr.io/x/my_app:V1.2", "my-app-v1-2"),
             (&by_digest, "y-aaaaaaaaaaaa"),
             (&long, &cut),
+            ("oci-layout:/srv/My App", "my-app"),
+            ("oci-layout:/srv/app:V1.2", "app-v1-2"),
+            ("docker-archive:/srv/app.tar.gz", "app"),
+            ("docker-archive:/srv/all.tar:team/app:1", "app-1"),
         ] {
             assert_eq!(wanted(reference).unwrap().name(), name, "{reference}");
         }
@@ -236,7 +305,15 @@ mod tests {
 
     #[test]
     fn bad_references_and_sizes_are_refused() {
-        assert_eq!(wanted("a b").unwrap_err().code, Code::BadReference);
+        for (reference, code) in [
+            ("a b", Code::BadReference),
+            ("oci-layout:", Code::BadReference),
+            ("oci-layout:relative", Code::BadPath),
+            ("docker-archive:/", Code::BadName),
+        ] {
+            let failure = wanted(reference).unwrap_err();
+            assert_eq!(failure.code, code, "{reference}");
+        }
         for size_bytes in [0, (256 << 20) - 1, (128 << 30) + 1, u64::MAX] {
             let params = ImagePullParams {
                 reference: "debian".to_owned(),

@@ -4,6 +4,7 @@ mod artifacts;
 mod contract;
 mod document;
 mod edges;
+mod pulls;
 mod streams;
 
 use std::path::PathBuf;
