@@ -22,13 +22,13 @@ pub struct Image {
     /// The image's `/root` as an ext4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub work_seed_path: Option<String>,
-    /// Kernel file given at register; maybe empty.
+    /// Kernel file given at register, or kept with a managed image; maybe empty.
     #[serde(default)]
     pub kernel_path: String,
-    /// Initrd given at register.
+    /// Initrd of that kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd_path: Option<String>,
-    /// Modules given at register.
+    /// Modules of that kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub modules_dir: Option<String>,
     /// Size it was built with.
@@ -128,7 +128,16 @@ pub struct ImagePullParams {
     /// `repository-tag` when absent, or what the directory or file is called.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// A local kernel that it boots with, by name.
+    /// Kernel file of its own; banger keeps a copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_path: Option<String>,
+    /// Initrd file of that kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd_path: Option<String>,
+    /// Modules directory of that kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modules_dir: Option<String>,
+    /// A local kernel that it boots with, by name; excludes the three before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_ref: Option<String>,
     /// Size of the root filesystem; its content and half as much again, and at
@@ -147,6 +156,15 @@ pub struct ImageBuildParams {
     /// Size of the root filesystem, like `4GiB`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<String>,
+    /// Kernel file of its own; banger keeps a copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_path: Option<String>,
+    /// Initrd file of that kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd_path: Option<String>,
+    /// Modules directory of that kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modules_dir: Option<String>,
     /// Debian packages to add.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub packages: Vec<String>,

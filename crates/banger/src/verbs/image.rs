@@ -66,6 +66,32 @@ pub(crate) struct Delete {
     images: Vec<String>,
 }
 
+/// The kernel that an image brings along.
+#[derive(Debug, Args)]
+pub(crate) struct KernelFlags {
+    /// Kernel file of its own, vmlinux or bzImage; banger keeps a copy
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initrd file of that kernel, kept and shown
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// Modules directory of that kernel, as /lib/modules/VERSION
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    modules: Option<PathBuf>,
+}
+
+impl KernelFlags {
+    /// Kernel, initrd and modules, as the daemon can find them.
+    fn paths(&self) -> Result<[Option<String>; 3], Failure> {
+        let path = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
+        Ok([
+            path(&self.kernel)?,
+            path(&self.initrd)?,
+            path(&self.modules)?,
+        ])
+    }
+}
+
 /// Fetch an image from a registry, or take one from files
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -85,8 +111,10 @@ pub(crate) struct Pull {
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Kernel it boots with, by name
-    #[arg(long, value_name = "KERNEL", add = complete::kernels())]
+    #[arg(long, value_name = "KERNEL", conflicts_with_all = ["kernel", "initrd", "modules"], add = complete::kernels())]
     kernel_ref: Option<String>,
+    #[command(flatten)]
+    own: KernelFlags,
     /// Size of the root filesystem, like 4GiB [default: its content and half as much again]
     #[arg(long, value_name = "SIZE", value_parser = crate::show::size::parse_disk)]
     size: Option<String>,
@@ -111,15 +139,8 @@ pub(crate) struct Register {
     /// Kernel it boots with, by name
     #[arg(long, value_name = "KERNEL", conflicts_with_all = ["kernel", "initrd", "modules"], add = complete::kernels())]
     kernel_ref: Option<String>,
-    /// Kernel file of its own, vmlinux or bzImage; banger keeps a copy
-    #[arg(long, value_name = "FILE")]
-    kernel: Option<PathBuf>,
-    /// Initrd file of that kernel, kept and shown
-    #[arg(long, value_name = "FILE", requires = "kernel")]
-    initrd: Option<PathBuf>,
-    /// Modules directory of that kernel, as /lib/modules/VERSION
-    #[arg(long, value_name = "DIR", requires = "kernel")]
-    modules: Option<PathBuf>,
+    #[command(flatten)]
+    own: KernelFlags,
 }
 
 /// Copy the files of a registered image, for banger to keep
@@ -148,6 +169,8 @@ pub(crate) struct Build {
     /// Size of the root filesystem, like 4GiB
     #[arg(long, value_name = "SIZE", value_parser = crate::show::size::parse_disk)]
     size: Option<String>,
+    #[command(flatten)]
+    own: KernelFlags,
 }
 
 impl Verb {
@@ -273,9 +296,13 @@ impl Delete {
 impl Pull {
     /// Pulls.
     pub(crate) async fn run(self, place: &Place) -> Result<u8, Failure> {
+        let [kernel_path, initrd_path, modules_dir] = self.own.paths()?;
         let params = ImagePullParams {
             reference: from_here(self.reference)?,
             name: self.name,
+            kernel_path,
+            initrd_path,
+            modules_dir,
             kernel_ref: self.kernel_ref,
             // Parsed once already, with the other words.
             size_bytes: self.size.as_deref().and_then(|size| size::parse(size).ok()),
@@ -328,14 +355,14 @@ async fn named(
 
 impl Register {
     async fn run(self, place: &Place) -> Result<u8, Failure> {
-        let path = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
+        let [kernel_path, initrd_path, modules_dir] = self.own.paths()?;
         let params = ImageRegisterParams {
             name: self.name,
             rootfs_path: Some(absolute(&self.rootfs)?),
-            work_seed_path: path(&self.work_seed)?,
-            kernel_path: path(&self.kernel)?,
-            initrd_path: path(&self.initrd)?,
-            modules_dir: path(&self.modules)?,
+            work_seed_path: self.work_seed.as_deref().map(absolute).transpose()?,
+            kernel_path,
+            initrd_path,
+            modules_dir,
             kernel_ref: self.kernel_ref,
             docker: false,
         };
@@ -360,9 +387,13 @@ impl Promote {
 
 impl Build {
     async fn run(self, place: &Place) -> Result<u8, Failure> {
+        let [kernel_path, initrd_path, modules_dir] = self.own.paths()?;
         let params = ImageBuildParams {
             name: self.name,
             size: self.size,
+            kernel_path,
+            initrd_path,
+            modules_dir,
             packages: self.packages,
             suite: Some(self.suite),
         };

@@ -19,11 +19,13 @@ use banger_images::ext4::{ROOTFS, SEED};
 use banger_model::ImageName;
 use banger_store::images::{self, ImageRow};
 
+use super::own::KERNEL;
 use super::publish::Staging;
 use super::records::{self, ImageRecord};
 use super::{Kind, Shelf, blocking, publish, space, users};
 use crate::failure::Failure;
 use crate::operation::now;
+use crate::ports::OwnKernel;
 
 pub(super) use boot::boot_image;
 pub(super) use build::obtainable;
@@ -181,14 +183,22 @@ impl Shelf {
     }
 }
 
+/// What was put into the directory of an image.
+struct Filled {
+    /// What is particular about it.
+    image: Image,
+    /// The kernel that is kept with it.
+    own_kernel: Option<OwnKernel>,
+}
+
 /// Makes an image's directory below `parent` and puts it in place, without a
-/// row yet. `fill` writes [`ROOTFS`], and a [`SEED`] if there is one, into the
-/// directory that it is given, and says what is particular about the image.
+/// row yet. `fill` writes [`ROOTFS`], a [`SEED`] if there is one, and maybe a
+/// kernel, into the directory that it is given.
 fn make(
     name: &ImageName,
     parent: &Path,
     report: &dyn Report,
-    fill: impl FnOnce(&Path) -> Result<Image, Failure>,
+    fill: impl FnOnce(&Path) -> Result<Filled, Failure>,
 ) -> Result<ImageRecord, Failure> {
     let cannot = |action: &str| {
         let what = format!("cannot {action} image \"{name}\"");
@@ -198,11 +208,15 @@ fn make(
         }
     };
     let staging = Staging::new(parent).map_err(cannot("begin"))?;
-    let particular = fill(staging.path())?;
+    let filled = fill(staging.path())?;
     report.stage("publish", name.as_str());
     let id = new_id();
     let place = parent.join(&id);
     let created_at = now();
+    let of_kernel = |file: &str| {
+        let made = staging.path().join(KERNEL).join(file).is_file();
+        made.then(|| place.join(KERNEL).join(file).display().to_string())
+    };
     let record = ImageRecord {
         image: Image {
             id,
@@ -216,11 +230,17 @@ fn make(
             updated_at: created_at.clone(),
             created_at,
             size_bytes: allocated(&staging.path().join(ROOTFS)),
-            ..particular
+            kernel_path: of_kernel("vmlinux").unwrap_or_default(),
+            initrd_path: of_kernel("initrd.img"),
+            modules_dir: of_kernel("modules.ext4"),
+            ..filled.image
         },
         rootfs: None,
         work_seed: None,
-        own_kernel: None,
+        own_kernel: filled.own_kernel.map(|own| OwnKernel {
+            dir: place.join(KERNEL),
+            ..own
+        }),
     };
     let text = serde_json::to_vec_pretty(&record).expect("a record is plain JSON");
     fs::write(staging.path().join("image.json"), text).map_err(cannot("write"))?;

@@ -2,13 +2,15 @@
 //! banger keeps.
 //!
 //! Owns those directories' content and names, as a kernel's own directory but
-//! without a manifest; which image has which is in the image's row.
+//! without a manifest; which image has which is in the image's row. A managed
+//! image has it in its own directory, with which it comes and goes.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use banger_api::error::Code;
-use banger_api::image::ImageRegisterParams;
+use banger_api::image::{ImageBuildParams, ImagePullParams, ImageRegisterParams};
 use banger_images::kernel;
 use banger_images::{Cancel, Report};
 
@@ -20,8 +22,52 @@ use crate::ports::OwnKernel;
 
 /// Begins the name of such a directory, below that of the images.
 const KERNEL_OF_IMAGE: &str = "kernel-";
+/// The same in the directory of a managed image.
+pub(super) const KERNEL: &str = "kernel";
+
+/// What a request says of an image's kernel.
+pub(super) struct Boot<'p> {
+    kernel: &'p Option<String>,
+    initrd: &'p Option<String>,
+    modules: &'p Option<String>,
+    by_name: &'p Option<String>,
+}
+
+impl<'p> From<&'p ImageRegisterParams> for Boot<'p> {
+    fn from(params: &'p ImageRegisterParams) -> Self {
+        Self {
+            kernel: &params.kernel_path,
+            initrd: &params.initrd_path,
+            modules: &params.modules_dir,
+            by_name: &params.kernel_ref,
+        }
+    }
+}
+
+impl<'p> From<&'p ImagePullParams> for Boot<'p> {
+    fn from(params: &'p ImagePullParams) -> Self {
+        Self {
+            kernel: &params.kernel_path,
+            initrd: &params.initrd_path,
+            modules: &params.modules_dir,
+            by_name: &params.kernel_ref,
+        }
+    }
+}
+
+impl<'p> From<&'p ImageBuildParams> for Boot<'p> {
+    fn from(params: &'p ImageBuildParams) -> Self {
+        Self {
+            kernel: &params.kernel_path,
+            initrd: &params.initrd_path,
+            modules: &params.modules_dir,
+            by_name: &None,
+        }
+    }
+}
 
 /// A kernel that comes with an image, by the files of the host it is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct GivenKernel {
     kernel: PathBuf,
     initrd: Option<PathBuf>,
@@ -30,9 +76,10 @@ pub(super) struct GivenKernel {
 
 impl GivenKernel {
     /// Checks what a client gives; `None` where it is no kernel.
-    pub(super) fn of(params: &ImageRegisterParams) -> Result<Option<Self>, Failure> {
-        let beside = params.initrd_path.is_some() || params.modules_dir.is_some();
-        let Some(kernel) = &params.kernel_path else {
+    pub(super) fn of<'p>(asked: impl Into<Boot<'p>>) -> Result<Option<Self>, Failure> {
+        let asked = asked.into();
+        let beside = asked.initrd.is_some() || asked.modules.is_some();
+        let Some(kernel) = asked.kernel else {
             return if beside {
                 Err(
                     Failure::new(Code::BadRequest, "initrd and modules are those of a kernel")
@@ -42,7 +89,7 @@ impl GivenKernel {
                 Ok(None)
             };
         };
-        if params.kernel_ref.is_some() {
+        if asked.by_name.is_some() {
             return Err(Failure::new(
                 Code::BadRequest,
                 "a kernel by name excludes kernel, initrd and modules by path",
@@ -51,9 +98,44 @@ impl GivenKernel {
         let optional = |path: &Option<String>| path.as_deref().map(absolute).transpose();
         Ok(Some(Self {
             kernel: absolute(kernel)?,
-            initrd: optional(&params.initrd_path)?,
-            modules: optional(&params.modules_dir)?,
+            initrd: optional(asked.initrd)?,
+            modules: optional(asked.modules)?,
         }))
+    }
+
+    /// Refuses files that are not there, before anything long is begun.
+    pub(super) fn look(&self) -> Result<(), Failure> {
+        let files = [Some(&self.kernel), self.initrd.as_ref()];
+        let files = files.into_iter().flatten().map(|file| (file, false));
+        for (path, directory) in files.chain(self.modules.as_ref().map(|dir| (dir, true))) {
+            let shown = path.display();
+            let found = fs::metadata(path).map_err(|error| {
+                Failure::new(Code::BadPath, format!("cannot use {shown}")).caused_by(&error)
+            })?;
+            let (fits, what) = match directory {
+                true => (found.is_dir(), "a directory of modules"),
+                false => (found.is_file(), "a regular file"),
+            };
+            if !fits {
+                return Err(Failure::new(
+                    Code::BadPath,
+                    format!("{shown} is not {what}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes it ready in the directory that a managed image is being made in.
+    pub(super) fn keep_in(
+        &self,
+        image: &Path,
+        cancel: &Cancel,
+        report: &dyn Report,
+    ) -> Result<OwnKernel, Failure> {
+        let place = image.join(KERNEL);
+        fs::create_dir(&place).map_err(|error| self.cannot_keep(&error))?;
+        self.import(&place, cancel, report)
     }
 
     /// Unpacks it, makes its modules image, and puts all of that in place below
@@ -64,16 +146,30 @@ impl GivenKernel {
         cancel: &Cancel,
         report: &dyn Report,
     ) -> Result<OwnKernel, Failure> {
-        let cannot = |error: io::Error| {
-            let what = format!("cannot keep {}", self.kernel.display());
-            match error.kind() {
-                io::ErrorKind::StorageFull => Failure::new(Code::NoSpace, what).caused_by(&error),
-                _ => Failure::internal(what, &error),
-            }
-        };
+        let cannot = |error: io::Error| self.cannot_keep(&error);
         let staging = Staging::new(parent).map_err(cannot)?;
+        let mut own = self.import(staging.path(), cancel, report)?;
+        // Not the image's id: an update has another kernel beside the old one.
+        own.dir = parent.join(format!("{KERNEL_OF_IMAGE}{}", new_id()));
+        staging.publish(&own.dir).map_err(cannot)?;
+        Ok(own)
+    }
+
+    fn cannot_keep(&self, error: &io::Error) -> Failure {
+        let what = format!("cannot keep {}", self.kernel.display());
+        match error.kind() {
+            io::ErrorKind::StorageFull => Failure::new(Code::NoSpace, what).caused_by(error),
+            _ => Failure::internal(what, error),
+        }
+    }
+
+    fn import(
+        &self,
+        place: &Path,
+        cancel: &Cancel,
+        report: &dyn Report,
+    ) -> Result<OwnKernel, Failure> {
         let (initrd, modules) = (self.initrd.as_deref(), self.modules.as_deref());
-        let place = staging.path();
         let info = kernel::import_files(&self.kernel, initrd, modules, place, cancel, report)
             .map_err(|error| {
                 let mut failure = failures::of_kernel(&error);
@@ -87,11 +183,8 @@ impl GivenKernel {
         for warning in &info.warnings {
             tracing::warn!(kernel = %self.kernel.display(), "{warning}");
         }
-        // Not the image's id: an update has another kernel beside the old one.
-        let dir = parent.join(format!("{KERNEL_OF_IMAGE}{}", new_id()));
-        staging.publish(&dir).map_err(cannot)?;
         Ok(OwnKernel {
-            dir,
+            dir: place.to_owned(),
             version: info.version,
             virtio_pci_builtin: info.virtio_pci_builtin,
             has_modules: info.has_modules,

@@ -35,9 +35,10 @@ pub(crate) struct ImageRecord {
 
 impl ImageRecord {
     /// The directories that banger keeps for it, below `images`: that of a
-    /// managed image, and that of a kernel that it brought.
+    /// managed image, and that of a kernel which has one of its own.
     pub(crate) fn kept(&self, images: &Path) -> Vec<PathBuf> {
         let own = self.own_kernel.as_ref().map(|own| own.dir.clone());
+        let own = own.filter(|dir| dir.parent() == Some(images));
         let managed = self.image.managed.then(|| images.join(&self.image.id));
         managed.into_iter().chain(own).collect()
     }

@@ -11,9 +11,10 @@ use banger_images::suite::{self, DEFAULT_PACKAGES, SuiteSpec};
 use banger_images::{Cancel, Report};
 use banger_model::{ImageName, Size};
 
+use super::super::own::GivenKernel;
 use super::super::records::ImageRecord;
 use super::super::{Kind, Shelf, blocking, failures, space};
-use super::{bad_name, make};
+use super::{Filled, bad_name, make};
 use crate::failure::Failure;
 use crate::ports::Progress;
 
@@ -27,6 +28,7 @@ pub(crate) struct NewImage {
     suite: String,
     packages: Vec<String>,
     size: Option<Size>,
+    own_kernel: Option<GivenKernel>,
 }
 
 impl NewImage {
@@ -51,6 +53,7 @@ impl NewImage {
             name: bad_name(ImageName::parse(&name))?,
             suite,
             packages,
+            own_kernel: GivenKernel::of(params)?,
             size: size.map_err(|error| Failure::new(Code::BadSize, error.to_string()))?,
         })
     }
@@ -63,8 +66,8 @@ impl NewImage {
     /// Two requests of one key are the same request.
     fn key(&self) -> String {
         format!(
-            "{}\n{}\n{:?}\n{:?}",
-            self.name, self.suite, self.packages, self.size
+            "{}\n{}\n{:?}\n{:?}\n{:?}",
+            self.name, self.suite, self.packages, self.size, self.own_kernel
         )
     }
 }
@@ -87,6 +90,9 @@ pub(in crate::artifact) fn obtainable(name: &str) -> Result<&str, Failure> {
 impl Shelf {
     /// Refuses a build that cannot succeed, before anything is begun.
     pub(crate) async fn can_build(&self, wanted: &NewImage) -> Result<(), Failure> {
+        if let Some(kernel) = wanted.own_kernel.clone() {
+            blocking(move || kernel.look()).await?;
+        }
         self.can_make(&wanted.name).await
     }
 
@@ -115,6 +121,7 @@ impl Shelf {
             suite: suite.to_owned(),
             packages: Vec::new(),
             size: None,
+            own_kernel: None,
         };
         space::enough(&self.0.images_dir)?;
         self.fly(wanted, progress).await
@@ -163,7 +170,12 @@ fn fill(
     dir: &Path,
     cancel: &Cancel,
     report: &dyn Report,
-) -> Result<Image, Failure> {
+) -> Result<Filled, Failure> {
+    // First what may be refused.
+    let own_kernel = match &wanted.own_kernel {
+        Some(kernel) => Some(kernel.keep_in(dir, cancel, report)?),
+        None => None,
+    };
     let mut packages: Vec<String> = DEFAULT_PACKAGES.map(str::to_owned).to_vec();
     packages.extend(wanted.packages.iter().cloned());
     let spec = SuiteSpec {
@@ -174,12 +186,13 @@ fn fill(
     };
     let built =
         suite::build(&spec, dir, cancel, report).map_err(|error| failures::of_suite(&error))?;
-    Ok(Image {
+    let image = Image {
         build_size: wanted.size.map(|size| size.to_string()),
         arch: Some(built.arch),
         distro: Some(format!("{} {}", built.distro, built.suite)),
         ..Image::default()
-    })
+    };
+    Ok(Filled { image, own_kernel })
 }
 
 /// A report that also keeps the log in a file.

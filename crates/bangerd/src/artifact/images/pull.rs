@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::cancelled::cancelled;
 use super::super::flight::was_cancelled;
+use super::super::own::GivenKernel;
 use super::super::records::ImageRecord;
 use super::super::{Kind, Shelf, blocking, failures};
-use super::{bad_name, make};
+use super::{Filled, bad_name, make};
 use crate::failure::Failure;
 use crate::ports::Progress;
 
@@ -33,6 +34,7 @@ pub(crate) struct NewPull {
     name: ImageName,
     source: Source,
     kernel: Option<String>,
+    own_kernel: Option<GivenKernel>,
     size_bytes: Option<u64>,
 }
 
@@ -58,6 +60,7 @@ impl NewPull {
                 .map_err(|failure| failure.hint("--name NAME"))?,
             source,
             kernel: params.kernel_ref.clone(),
+            own_kernel: GivenKernel::of(params)?,
             size_bytes: params.size_bytes,
         })
     }
@@ -70,8 +73,8 @@ impl NewPull {
     /// Two requests of one key are the same request.
     fn key(&self) -> String {
         format!(
-            "pull\n{}\n{}\n{:?}\n{:?}",
-            self.name, self.source, self.kernel, self.size_bytes
+            "pull\n{}\n{}\n{:?}\n{:?}\n{:?}",
+            self.name, self.source, self.kernel, self.own_kernel, self.size_bytes
         )
     }
 }
@@ -123,6 +126,9 @@ impl Shelf {
     pub(crate) async fn can_pull_image(&self, wanted: &NewPull) -> Result<(), Failure> {
         if let Some(kernel) = &wanted.kernel {
             self.find_kernel(kernel).await?;
+        }
+        if let Some(kernel) = wanted.own_kernel.clone() {
+            blocking(move || kernel.look()).await?;
         }
         self.can_make(&wanted.name).await
     }
@@ -232,7 +238,12 @@ fn fill(
     dir: &Path,
     cancel: &Cancel,
     report: &dyn Report,
-) -> Result<Image, Failure> {
+) -> Result<Filled, Failure> {
+    // First what may be refused.
+    let own_kernel = match &wanted.own_kernel {
+        Some(kernel) => Some(kernel.keep_in(dir, cancel, report)?),
+        None => None,
+    };
     let config = Config::parse(&pulled.config_json).map_err(|error| failures::of_oci(&error))?;
     let digest = pulled.manifest.digest.to_string();
     let order = Order {
@@ -241,7 +252,7 @@ fn fill(
     };
     let written = worker::write(&pulled.layers, dir, &order, cancel, report)
         .map_err(|error| failures::of_worker(&error))?;
-    Ok(Image {
+    let image = Image {
         kernel_name: wanted.kernel.clone(),
         distro: written.distro,
         arch: Some(config.architecture.clone()).filter(|arch| !arch.is_empty()),
@@ -257,7 +268,8 @@ fn fill(
             labels: config.labels,
         }),
         ..Image::default()
-    })
+    };
+    Ok(Filled { image, own_kernel })
 }
 
 /// The file system's UUID is a part of the image's digest: the same image is the same file.

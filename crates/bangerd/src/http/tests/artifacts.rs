@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use super::House;
 use crate::ports::Artifacts;
 
-const VERSION: &str = "6.9.1-x";
+pub(super) const VERSION: &str = "6.9.1-x";
 
 /// A kernel that is one by its first bytes, and the modules a VM needs.
-fn kernel_files(place: &Path) -> (PathBuf, PathBuf) {
+pub(super) fn kernel_files(place: &Path) -> (PathBuf, PathBuf) {
     let modules = place.join("lib/modules").join(VERSION);
     fs::create_dir_all(modules.join("kernel")).unwrap();
     for module in [

@@ -1,4 +1,4 @@
-//! Images taken from files of the host.
+//! Images taken from files of the host, with kernels of their own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,8 @@ use banger_registry::Digest;
 use serde_json::{Value, json};
 
 use super::House;
+use super::artifacts::{VERSION, kernel_files};
+use crate::ports::Artifacts;
 
 /// An OCI layout with one image, whose only layer is an empty archive.
 pub(super) fn layout(place: &Path) -> PathBuf {
@@ -107,6 +109,88 @@ async fn what_is_no_image_in_files_is_told_and_leaves_nothing() {
     let reference = format!("oci-layout:{place}/app");
     let done = pull(&house, json!({"ref": reference})).await;
     assert_eq!(done["error_code"], "verify_failed", "{done}");
+    assert_eq!(kept(&house), 0);
+    assert_eq!(house.get("/v1/images").await["images"], json!([]));
+}
+
+#[tokio::test]
+async fn an_image_that_is_pulled_keeps_the_kernel_it_was_given() {
+    let house = House::new().await;
+    let place = house.place.path();
+    let (kernel, modules) = kernel_files(place);
+    let initrd = place.join("initrd");
+    fs::write(&initrd, "an initrd").unwrap();
+    let reference = format!("oci-layout:{}", layout(place).display());
+    let body = json!({"ref": reference, "kernel_path": kernel, "initrd_path": initrd,
+        "modules_dir": modules});
+    let done = pull(&house, body).await;
+    assert_eq!(done["success"], true, "{done}");
+    for given in [&kernel, &initrd] {
+        fs::remove_file(given).unwrap();
+    }
+    let image = &house.get("/v1/images/app").await["image"];
+    let dir = Path::new(image["artifact_dir"].as_str().unwrap()).join("kernel");
+    for (field, file) in [
+        ("kernel_path", "vmlinux"),
+        ("initrd_path", "initrd.img"),
+        ("modules_dir", "modules.ext4"),
+    ] {
+        assert_eq!(image[field], json!(dir.join(file)), "{image}");
+        assert!(dir.join(file).is_file(), "{file}");
+    }
+    let id = image["id"].as_str().unwrap();
+    let boots = house.app.shelf.image_for_start(id).await.unwrap();
+    let own = boots.own_kernel.unwrap();
+    assert_eq!((own.dir, own.version.as_str()), (dir, VERSION));
+    assert_eq!(kept(&house), 1);
+    // As after a start: what has a row stays.
+    house.app.shelf.recover().await.unwrap();
+    assert_eq!(kept(&house), 1);
+    let answer = house.ask("DELETE", "/v1/images/app", "").await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(kept(&house), 0);
+}
+
+#[tokio::test]
+async fn a_kernel_that_cannot_be_used_leaves_no_pulled_image() {
+    let house = House::new().await;
+    let place = house.place.path();
+    let (kernel, modules) = kernel_files(place);
+    let text = place.join("text");
+    fs::write(&text, "no kernel at all").unwrap();
+    let reference = format!("oci-layout:{}", layout(place).display());
+    for (boot, code) in [
+        (json!({"initrd_path": text}), "bad_request"),
+        (json!({"modules_dir": modules}), "bad_request"),
+        (
+            json!({"kernel_path": kernel, "kernel_ref": "x"}),
+            "bad_request",
+        ),
+        (json!({"kernel_path": "vmlinux"}), "bad_path"),
+        (json!({"kernel_path": place.join("none")}), "bad_path"),
+        (json!({"kernel_path": place}), "bad_path"),
+        (
+            json!({"kernel_path": kernel, "modules_dir": text}),
+            "bad_path",
+        ),
+    ] {
+        let mut body = boot;
+        body["ref"] = reference.as_str().into();
+        let answer = house
+            .ask("POST", "/v1/images/pull", &body.to_string())
+            .await;
+        assert_eq!(answer.code(), code, "{body}");
+        let body = body.to_string().replace("\"ref\"", "\"name\"");
+        let body = body
+            .replace(&reference, "built")
+            .replace('}', ",\"suite\":\"bookworm\"}");
+        if !body.contains("kernel_ref") {
+            let answer = house.ask("POST", "/v1/images/build", &body).await;
+            assert_eq!(answer.code(), code, "{body}");
+        }
+    }
+    let done = pull(&house, json!({"ref": reference, "kernel_path": text})).await;
+    assert_eq!(done["error_code"], "bad_path", "{done}");
     assert_eq!(kept(&house), 0);
     assert_eq!(house.get("/v1/images").await["images"], json!([]));
 }
