@@ -101,7 +101,6 @@ fn no_page_names_what_is_not_there_yet() {
         "snapshot",
         "pause",
         "--branch",
-        "--image-command",
     ] {
         assert!(!all.contains(word), "{word}");
     }

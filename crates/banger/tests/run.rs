@@ -375,3 +375,119 @@ fn leaving_a_run_with_rm_asks_for_the_vm_to_go() {
     assert_eq!(child.wait().unwrap().code(), Some(129));
     assert!(fake.lines().contains(&format!("DELETE /v1/vms/{ID}")));
 }
+
+/// An image as `GET /images/{image}` has it.
+fn image(name: &str, entrypoint: &[&str], cmd: &[&str]) -> Value {
+    json!({"image": {
+        "id": "cd".repeat(32), "name": name, "managed": true, "rootfs_path": "/r",
+        "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z",
+        "oci": {"entrypoint": entrypoint, "cmd": cmd, "user": "bob:staff", "working_dir": "/srv"},
+    }})
+}
+
+/// A daemon with these images, the second of them its default.
+fn with_images(named: Value, default: Value) -> Fake {
+    Fake::new(
+        move |request| match (request.method.as_str(), request.target.as_str()) {
+            ("GET", "/v1/images/app") => Answer::Json(200, named.clone()),
+            ("GET", "/v1/images/later") => error(404, "not_found", "no image \"later\""),
+            ("GET", target) if target == format!("/v1/images/{}", "ab".repeat(32)) => {
+                Answer::Json(200, default.clone())
+            }
+            ("POST", "/v1/vms") => Answer::Json(202, begun("box")),
+            ("GET", OPERATION) => Answer::Json(200, done("box")),
+            ("GET", target) if target.ends_with("/events") => {
+                Answer::Events(vec![("done", done("box"))])
+            }
+            ("GET", target) if target == format!("/v1/vms/{ID}") => {
+                Answer::Json(200, json!({"vm": fake::vm(ID, "box", "running")}))
+            }
+            ("DELETE", _) => Answer::Json(202, begun("box")),
+            ("POST", target) if target.ends_with("/exec") => upgrade(|mut frames| frames.exit(7)),
+            _ => panic!("not expected: {}", request.line()),
+        },
+    )
+}
+
+#[test]
+fn an_images_own_command_runs_as_its_user_and_arguments_replace_its_cmd() {
+    for (flags, command, args, user) in [
+        (&[][..], "/bin/serve", json!(["--port", "80"]), "bob:staff"),
+        (&["--", "-v"], "/bin/serve", json!(["-v"]), "bob:staff"),
+        (
+            &["-u", "root", "-w", "/"],
+            "/bin/serve",
+            json!(["--port", "80"]),
+            "root",
+        ),
+    ] {
+        let fake = with_images(
+            image("app", &["/bin/serve"], &["--port", "80"]),
+            Value::Null,
+        );
+        let first = ["run", "--image", "app", "--image-command"];
+        let ran = fake.run(&[&first, flags].concat());
+        assert_eq!(ran.status, Some(7), "{}", ran.err);
+        // The image that was looked at, whatever has its name by now.
+        assert_eq!(fake.body(CREATE)["image_name"], "cd".repeat(32));
+        let exec = fake.body(&format!("POST /v1/vms/{ID}/exec"));
+        assert_eq!(
+            (
+                &exec["command"],
+                &exec["args"],
+                &exec["user"],
+                &exec["stdin"]
+            ),
+            (&json!(command), &args, &json!(user), &json!(false))
+        );
+        let workdir = flags.contains(&"-w").then_some("/");
+        assert_eq!(exec.get("cwd").and_then(Value::as_str), workdir);
+    }
+}
+
+#[test]
+fn an_image_without_a_command_is_refused_before_there_is_a_vm() {
+    let fake = with_images(image("app", &[], &[]), Value::Null);
+    let ran = fake.run(&["run", "--rm", "--image", "app", "--image-command"]);
+    assert_eq!(ran.status, Some(125));
+    assert_eq!(
+        ran.err,
+        "error: image \"app\" has no command of its own\n\
+         hint: name one: banger run --image app -- COMMAND\n"
+    );
+    assert_eq!(fake.lines(), ["GET /v1/images/app"]);
+    let ran = fake.run(&["run", "-d", "--image", "app", "--image-command"]);
+    assert_eq!(ran.status, Some(2), "{}", ran.err);
+    assert_eq!(fake.lines().len(), 1);
+}
+
+#[test]
+fn an_image_that_the_create_obtains_is_asked_for_its_command_after() {
+    for words in [
+        &["run", "--image-command"][..],
+        &["run", "--image", "later", "--image-command"],
+    ] {
+        let fake = with_images(Value::Null, image("later", &[], &["/bin/cat", "x"]));
+        let ran = fake.run(words);
+        assert_eq!(ran.status, Some(7), "{}", ran.err);
+        let exec = fake.body(&format!("POST /v1/vms/{ID}/exec"));
+        assert_eq!(
+            (&exec["command"], &exec["args"]),
+            (&json!("/bin/cat"), &json!(["x"]))
+        );
+    }
+    let fake = with_images(Value::Null, image("later", &[], &[]));
+    let ran = fake.run(&["run", "--rm", "--image-command"]);
+    assert_eq!(ran.status, Some(125));
+    assert!(
+        ran.err.contains("\"later\" has no command of its own"),
+        "{}",
+        ran.err
+    );
+    assert!(
+        fake.lines().contains(&format!("DELETE /v1/vms/{ID}")),
+        "{:?}",
+        fake.lines()
+    );
+    assert!(fake.lines().iter().all(|line| !line.ends_with("/exec")));
+}

@@ -36,6 +36,8 @@ ln root/from-image root/linked
 chmod 710 root
 printf 'ID=testix\nVERSION_ID=7\n' > usr/lib/os-release
 ln -s usr/lib lib
+printf '#!/bin/sh\nfor word; do echo "word $word"; done; id -u; pwd\nexit 9\n' > bin/own
+chmod 755 bin/own
 chown 1000:1000 srv
 chmod 4755 bin/busybox
 cd ../..
@@ -49,6 +51,9 @@ rm -r second
 umoci config --image image:1 --config.env GREETING=hello --config.workingdir /srv \
     --config.user bob --config.entrypoint /bin/cat --config.cmd /lib/new \
     --config.label org.example.kind=test
+umoci config --image image:1 --tag own --config.entrypoint /bin/own --config.entrypoint first \
+    --clear config.cmd --config.cmd 'by default'
+umoci config --image image:1 --tag bare --clear config.entrypoint --clear config.cmd
 "#;
 
 /// A certificate of an authority that nobody knows.
@@ -279,5 +284,44 @@ fn an_image_in_files_is_taken_and_boots_offline() {
     }
     let _ = house.banger("image rm image-1 box").ok();
     let _ = pull("oci-layout:image:1").expect(4).says("damaged");
+    house.assert_as_before(&before, SOON);
+}
+
+#[test]
+fn an_image_runs_what_it_was_made_to_run() {
+    let house = House::with(Root::Bare, Kernel::Old);
+    let Some(dir) = make_image(&house) else {
+        skip!("needs root, skopeo and umoci");
+    };
+    for tag in ["own", "bare"] {
+        let reference = format!("oci-layout:image:{tag}");
+        let _ = house
+            .call(["pull", &reference, "--name", tag])
+            .within(&dir)
+            .run()
+            .ok();
+    }
+    let before = house.census();
+    let own = ["run", "--rm", "--image", "own", "--image-command"];
+    for (more, said) in [
+        (&[][..], "word first\nword by default\n1000\n/srv\n"),
+        (
+            &["--", "a b", "-c"],
+            "word first\nword a b\nword -c\n1000\n/srv\n",
+        ),
+        (
+            &["-u", "root", "-w", "/tmp", "--", "x"],
+            "word first\nword x\n0\n/tmp\n",
+        ),
+    ] {
+        let done = house.call([&own, more].concat()).run().expect(9);
+        assert_eq!(done.out(), said);
+    }
+    let bare = ["run", "--rm", "--image", "bare", "--image-command"];
+    let _ = house
+        .call(bare)
+        .run()
+        .expect(125)
+        .says("no command of its own");
     house.assert_as_before(&before, SOON);
 }

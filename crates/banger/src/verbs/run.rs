@@ -7,17 +7,22 @@
 //!
 //! The exec is asked for at once, so that nothing of the CLI lies between the
 //! guest being ready and the command beginning. When both fail, the create's
-//! error is the one that says why.
+//! error is the one that says why. With `--image-command` the image is asked
+//! for its command before; the default image, which may be obtained by the
+//! create, after.
+
+mod own;
 
 use std::time::{Duration, Instant};
 
 use banger_api::Empty;
-use banger_api::endpoint::{OperationCancel, OperationShow, VmCreate, VmDelete, VmShow};
+use banger_api::endpoint::{ImageShow, OperationCancel, OperationShow, VmCreate, VmDelete, VmShow};
 use banger_api::error::Code;
 use banger_api::operation::Operation;
 use banger_api::vm::{ExecParams, VmCreateParams};
 use clap::Args;
 
+use self::own::OwnCommand;
 use super::create::{MachineFlags, print_new};
 use super::exec::{left, outcome};
 use crate::client::start::Place;
@@ -43,6 +48,7 @@ const LAST_WORD: Duration = Duration::from_secs(1);
   banger run --rm -- sh -c 'exit 42'       exits 42, leaves no trace
   banger run --name box -d                 a machine for later
   echo hi | banger run --rm -i -- cat      standard input passes with -i
+  banger run --image app-1 --image-command what the image was made to run
 
 Exit status: that of the command, 124 after --timeout, 125 where it never ran,
 126 and 127 where it cannot be executed or found, 128 + n where signal n ended it.")]
@@ -60,6 +66,9 @@ pub(crate) struct Run {
     /// Delete the VM at the end
     #[arg(long)]
     rm: bool,
+    /// Run the image's own Entrypoint and Cmd, as its User; COMMAND takes the place of Cmd
+    #[arg(long)]
+    image_command: bool,
     /// Say where the time went
     #[arg(long)]
     timings: bool,
@@ -92,7 +101,7 @@ impl Run {
         }
         let streams = self
             .process
-            .streams(Terminals::of_this_process(), self.command.is_empty())?;
+            .streams(Terminals::of_this_process(), !self.has_command())?;
         let attached = Attached {
             run: &self,
             place,
@@ -122,11 +131,16 @@ impl Run {
                     .hint("banger create --name x && banger exec x -- CMD"),
             );
         }
-        if self.detach && !self.command.is_empty() {
+        if self.detach && self.has_command() {
             return Err(Failure::usage("run", "-d runs no command")
                 .hint("banger create --name x && banger exec x -- CMD"));
         }
         Ok(())
+    }
+
+    /// A command runs, and no shell.
+    fn has_command(&self) -> bool {
+        self.image_command || !self.command.is_empty()
     }
 
     async fn detached(&self, place: &Place, story: &mut Story) -> Result<u8, Failure> {
@@ -164,7 +178,7 @@ impl Run {
     /// A failure before the command ran, as the exit status has it: a shell's
     /// by kind, a command's 125; wrong usage is wrong usage.
     fn never_ran(&self, failure: Failure) -> Failure {
-        if self.command.is_empty() || failure.code.is_none() {
+        if !self.has_command() || failure.code.is_none() {
             return failure;
         }
         failure.exiting(NOT_RUN)
@@ -187,6 +201,8 @@ struct Begun {
     /// What names it to the user.
     name: String,
     asked: Instant,
+    /// The command of its image, where that is wanted and known.
+    own: Option<OwnCommand>,
 }
 
 impl Attached<'_> {
@@ -236,7 +252,7 @@ impl Attached<'_> {
         story: &mut Story,
         interrupts: &mut Interrupts,
     ) -> Result<Begun, Failure> {
-        let params = VmCreateParams {
+        let mut params = VmCreateParams {
             auto_remove: self.run.rm,
             main_follows: true,
             ..self.run.machine.params()
@@ -247,6 +263,11 @@ impl Attached<'_> {
         };
         let client = reached.map_err(|failure| self.run.never_ran(failure))?;
         story.timings.add("connect", story.started.elapsed());
+        let own = tokio::select! {
+            own = self.own_command(&client, &mut params) => own,
+            blow = interrupts.next() => return Err(left(blow)),
+        };
+        let own = own.map_err(|failure| self.run.never_ran(failure))?;
         let asked = Instant::now();
         let (reply, blow) = {
             let call = client.call::<VmCreate>(&[], &params);
@@ -278,11 +299,60 @@ impl Attached<'_> {
             vm: vm.unwrap_or_default(),
             name: name.unwrap_or_default(),
             asked: Instant::now(),
+            own,
         };
         match blow {
             None => Ok(begun),
             Some(blow) => Err(self.call_off(&begun, blow, interrupts).await),
         }
+    }
+
+    /// The command of the image that is named, if it is to run and is here. The
+    /// VM is then made from that very image, whatever gets its name meanwhile.
+    async fn own_command(
+        &self,
+        client: &Client,
+        params: &mut VmCreateParams,
+    ) -> Result<Option<OwnCommand>, Failure> {
+        let named = params.image_name.as_mut();
+        let Some(name) = named.filter(|_| self.run.image_command) else {
+            return Ok(None);
+        };
+        let image = match client.get::<ImageShow>(At::path(&[name])).await {
+            Ok(shown) => shown.image,
+            // The create obtains it, or says why not.
+            Err(failure) if failure.code == Some(Code::NotFound) => return Ok(None),
+            Err(failure) => return Err(failure),
+        };
+        let own = OwnCommand::of(&image, &self.run.command)?;
+        *name = image.id;
+        Ok(Some(own))
+    }
+
+    /// The same of an image that was not known before the VM was made.
+    async fn command_of_made(
+        &self,
+        begun: &Begun,
+        progress: &mut Progress,
+    ) -> Result<OwnCommand, Failure> {
+        let id = &begun.operation.id;
+        let operation =
+            follow::to_the_end(self.place, &begun.client, id, progress, Cancel::never()).await?;
+        if !operation.success {
+            return Err(Failure::of_operation(&operation));
+        }
+        let found = async {
+            let client = &begun.client;
+            let vm = client.get::<VmShow>(At::path(&[&begun.vm])).await?.vm;
+            let path = [vm.image_id.as_str()];
+            let image = client.get::<ImageShow>(At::path(&path)).await?.image;
+            OwnCommand::of(&image, &self.run.command)
+        };
+        let found = found.await;
+        if found.is_err() && self.run.rm {
+            self.delete(begun).await;
+        }
+        found
     }
 
     /// A create that the daemon refused to begin.
@@ -300,11 +370,9 @@ impl Attached<'_> {
         progress: &mut Progress,
         interrupts: &mut Interrupts,
     ) -> Result<Duplex, Failure> {
-        let mut params = self.run.process.params(&self.run.command, self.streams);
-        params.main = true;
         let watched = progress.shown();
         let lines = progress.lines();
-        let work = self.boot_and_exec(begun, &params, progress, watched);
+        let work = self.boot_and_exec(begun, progress);
         let spec = spec_line(begun, &lines);
         tokio::pin!(work, spec);
         let (mut spec_asked, mut spec_told) = (false, false);
@@ -326,6 +394,30 @@ impl Attached<'_> {
     }
 
     async fn boot_and_exec(
+        &self,
+        begun: &Begun,
+        progress: &mut Progress,
+    ) -> Result<Duplex, Failure> {
+        let mut params = self.run.process.params(&self.run.command, self.streams);
+        params.main = true;
+        let mut watched = progress.shown();
+        if self.run.image_command {
+            let own = match &begun.own {
+                Some(own) => own.clone(),
+                None => {
+                    let own = self.command_of_made(begun, progress).await?;
+                    // All of it was shown.
+                    watched = false;
+                    own
+                }
+            };
+            own.put_into(&mut params);
+        }
+        self.follow_and_exec(begun, &params, progress, watched)
+            .await
+    }
+
+    async fn follow_and_exec(
         &self,
         begun: &Begun,
         params: &ExecParams,
