@@ -23,9 +23,10 @@ use std::process::{Command, ExitStatus};
 use command_fds::{CommandFdExt as _, FdMapping};
 
 use crate::ext4::RootFiles;
-use crate::oci::{Order, Written};
+use crate::oci::{self, Order, Written};
 use crate::process::{Finished, Run, RunError};
 use crate::progress::{Cancel, Report};
+use crate::tree::Source;
 
 pub use inside::work;
 use words::{Answer, FIRST, FLAG, News, Task};
@@ -101,12 +102,46 @@ pub fn write(
     // Whatever is on disk by that name while this runs: the program that runs now.
     let program = Command::new("/proc/self/exe");
     let written = write_by(program, layers, dir, order, cancel, report);
-    let (root, seed) = match &written {
+    kept(dir, &written);
+    written
+}
+
+/// The same in this process and this thread, for tests whose program is another.
+///
+/// # Errors
+/// [`WorkerError`].
+pub fn write_here(
+    layers: &[PathBuf],
+    dir: &Path,
+    order: &Order,
+    cancel: &Cancel,
+    report: &dyn Report,
+) -> Result<Written, WorkerError> {
+    let open = |path: &PathBuf| {
+        let file = File::open(path).map(Source::Packed);
+        file.map_err(|cause| WorkerError::Open {
+            path: path.clone(),
+            cause,
+        })
+    };
+    let layers = layers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let files = RootFiles::create(dir).map_err(|cause| WorkerError::Open {
+        path: dir.to_owned(),
+        cause,
+    })?;
+    let written = oci::write(&layers, &files, order, cancel, report)
+        .map_err(|error| Refused::of(&error).into());
+    kept(dir, &written);
+    written
+}
+
+/// Leaves nothing of what failed.
+fn kept(dir: &Path, written: &Result<Written, WorkerError>) {
+    let (root, seed) = match written {
         Ok(written) => (true, written.seed),
         Err(_) => (false, false),
     };
     RootFiles::keep(dir, root, seed);
-    written
 }
 
 fn write_by(

@@ -338,7 +338,6 @@ mod tests {
             &["banger", "ssh", "box"],
             &["banger", "pause", "box"],
             &["banger", "cp", "a", "box:b"],
-            &["banger", "image", "promote", "mine"],
         ] {
             assert!(command().try_get_matches_from(words).is_err(), "{words:?}");
         }

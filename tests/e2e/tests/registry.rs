@@ -67,6 +67,10 @@ openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days
     -extfile names -out cert.pem
 "#;
 
+/// Looks at all of that in a guest.
+const LOOK: &str = "echo $GREETING; pwd; cat /lib/new /root/from-image; test ! -e /etc/gone && echo gone; stat -c '%u:%g %a' /srv /bin/busybox /root; stat -c %h /root/linked";
+const SEEN: &str = "hello\n/srv\nsecond\nseeded\ngone\n1000:1000 755\n0:0 4755\n0:0 710\n2\n";
+
 /// Makes the layout `image` in a directory; `None` where that cannot be done.
 fn make_image(house: &House) -> Option<PathBuf> {
     for tool in ["skopeo", "umoci"] {
@@ -168,15 +172,11 @@ fn an_image_of_a_registry_is_pulled_once_and_boots() {
     assert_eq!(oci["cmd"][0], "/lib/new");
     assert_eq!(oci["labels"]["org.example.kind"], "test");
 
-    let look = "echo $GREETING; pwd; cat /lib/new /root/from-image; test ! -e /etc/gone && echo gone; stat -c '%u:%g %a' /srv /bin/busybox /root; stat -c %h /root/linked";
     let done = house
-        .call(["run", "--rm", "--image", "box-1", "--", "sh", "-c", look])
+        .call(["run", "--rm", "--image", "box-1", "--", "sh", "-c", LOOK])
         .run()
         .ok();
-    assert_eq!(
-        done.out(),
-        "hello\n/srv\nsecond\nseeded\ngone\n1000:1000 755\n0:0 4755\n0:0 710\n2\n"
-    );
+    assert_eq!(done.out(), SEEN);
 
     // A taken name, and what is not there.
     let _ = house
@@ -244,7 +244,6 @@ fn an_image_in_files_is_taken_and_boots_offline() {
     assert_eq!(pull("oci-layout:image:1").ok().line(), "image-1");
     assert_eq!(pull("docker-archive:box.tar.gz").ok().line(), "box");
 
-    let look = "echo $GREETING; pwd; cat /lib/new /root/from-image; test ! -e /etc/gone && echo gone; stat -c '%u:%g %a' /srv /bin/busybox";
     for (name, reference) in [
         ("image-1", format!("oci-layout:{}/image:1", dir.display())),
         (
@@ -261,13 +260,10 @@ fn an_image_in_files_is_taken_and_boots_offline() {
         assert_eq!(image["oci"]["user"], "bob");
         disk::assert_clean(Path::new(image["rootfs_path"].as_str().expect("a path")));
         let done = house
-            .call(["run", "--rm", "--image", name, "--", "sh", "-c", look])
+            .call(["run", "--rm", "--image", name, "--", "sh", "-c", LOOK])
             .run()
             .ok();
-        assert_eq!(
-            done.out(),
-            "hello\n/srv\nsecond\nseeded\ngone\n1000:1000 755\n0:0 4755\n"
-        );
+        assert_eq!(done.out(), SEEN);
     }
 
     let _ = pull("oci-layout:image:2").expect(3).says("oci-layout:");
