@@ -16,7 +16,7 @@ use std::path::Path;
 use mkext4::{FsBuilder, InodeCount, Options};
 
 use crate::progress::{Cancel, Cancelled, Report};
-use crate::tree::{NodeId, Source, Tree};
+use crate::tree::{NodeId, Source, Tree, Unpacked};
 
 use pass::Home;
 
@@ -180,6 +180,8 @@ pub struct RootFiles {
     pub seed: File,
     /// Nameless; keeps the content of `/root` until the seed is written.
     pub spool: File,
+    /// Keeps what layers unpacked to until the root filesystem is written.
+    pub unpacked: Unpacked,
 }
 
 impl RootFiles {
@@ -192,6 +194,7 @@ impl RootFiles {
             root: File::create_new(dir.join(ROOTFS))?,
             seed: File::create_new(dir.join(SEED))?,
             spool: tempfile::tempfile_in(dir)?,
+            unpacked: Unpacked::below(dir)?,
         })
     }
 

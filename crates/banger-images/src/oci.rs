@@ -142,21 +142,22 @@ pub struct Written {
 /// # Errors
 /// [`OciError`]; the files are then of no use.
 pub fn write(
-    layers: &[Source],
+    layers: Vec<Source>,
     files: &RootFiles,
     order: &Order,
     cancel: &Cancel,
     report: &dyn Report,
 ) -> Result<Written, OciError> {
     report.stage("read_layers", "");
-    let tree = tree::from_layers(layers, &Limits::default(), cancel, report)?;
+    let limits = Limits::default();
+    let (tree, sources) = tree::from_layers_kept(layers, &files.unpacked, &limits, cancel, report)?;
     report.stage("write_image", "");
     let options = ImageOptions {
         uuid: Some(order.uuid),
         epoch: EPOCH,
         ..ImageOptions::of_root(&tree, order.size_bytes, false)
     };
-    let root = ext4::write_root(&tree, layers, files, &options, cancel, report)?;
+    let root = ext4::write_root(&tree, &sources, files, &options, cancel, report)?;
     Ok(Written {
         size_bytes: options.size_bytes,
         seed: root.seed,

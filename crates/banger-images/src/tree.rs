@@ -7,12 +7,14 @@
 mod archive;
 mod directory;
 mod layers;
+mod unpacked;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::codec::{self, Positioned};
 use crate::progress::Cancelled;
@@ -22,7 +24,8 @@ use archive::checked_parts;
 pub use archive::from_tar;
 pub use directory::from_dir;
 use layers::Layer;
-pub use layers::from_layers;
+pub use layers::{from_layers, from_layers_kept};
+pub use unpacked::Unpacked;
 
 /// Symlinks followed on the way to one entry.
 const LINK_LIMIT: usize = 40;
@@ -134,6 +137,13 @@ pub enum Source {
     Plain(File),
     /// However it is compressed, offsets are those of its unpacked bytes.
     Packed(File),
+    /// What a packed one unpacked to: offsets are from `base` in the file.
+    Kept {
+        /// Where it is kept, with others.
+        file: Arc<File>,
+        /// Its first byte there.
+        base: u64,
+    },
 }
 
 impl Source {
@@ -144,6 +154,10 @@ impl Source {
     pub fn bytes_from(&self, offset: u64) -> std::io::Result<Box<dyn Read + '_>> {
         match self {
             Source::Plain(file) => Ok(Box::new(Positioned { file, at: offset })),
+            Source::Kept { file, base } => {
+                let at = base + offset;
+                Ok(Box::new(Positioned { file, at }))
+            }
             Source::Packed(file) => {
                 let mut unpacked = codec::unpack_file(file)?;
                 std::io::copy(&mut (&mut unpacked).take(offset), &mut std::io::sink())?;

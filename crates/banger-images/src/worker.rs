@@ -162,12 +162,15 @@ fn write_by(
         path: dir.to_owned(),
         cause,
     })?;
-    let mut given: Vec<OwnedFd> = vec![files.root.into(), files.seed.into(), files.spool.into()];
+    let (unpacked, keep_bytes) = files.unpacked.into_parts();
+    let files = [files.root, files.seed, files.spool, unpacked];
+    let mut given: Vec<OwnedFd> = files.map(OwnedFd::from).into();
     for layer in layers {
         given.push(open(layer, File::open(layer))?);
     }
     let task = Task {
         layers: layers.len(),
+        keep_bytes,
         order: order.clone(),
     };
     let mut run = Run::of("the writer of images", program, cancel);

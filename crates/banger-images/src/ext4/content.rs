@@ -6,7 +6,6 @@ use std::io::{self, Read};
 use mkext4::SparseSeg;
 
 use super::BLOCK;
-use crate::codec::Positioned;
 use crate::progress::{Cancel, Report};
 use crate::tree::{Data, Source};
 
@@ -105,7 +104,7 @@ impl<'a> Streams<'a> {
     /// What is stored in a source from here on.
     fn stored<'s>(&'s mut self, source: usize, offset: u64) -> io::Result<Box<dyn Read + 's>> {
         let file = match &self.sources[source] {
-            Source::Plain(file) => return Ok(Box::new(Positioned { file, at: offset })),
+            plain @ (Source::Plain(_) | Source::Kept { .. }) => return plain.bytes_from(offset),
             packed @ Source::Packed(_) => packed,
         };
         let open = match self.open.take() {

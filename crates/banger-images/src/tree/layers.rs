@@ -9,6 +9,7 @@
 use std::collections::HashSet;
 use std::io::BufReader;
 
+use super::unpacked::{Keeping, Unpacked};
 use super::{Kind, NodeId, ReadError, Source, Tree};
 use crate::progress::{Cancel, Report};
 use crate::tar::{Limits, Reader, Stream, TarError};
@@ -47,9 +48,52 @@ pub fn from_layers(
     let mut tree = Tree::new();
     let mut left = *limits;
     for (source, layer) in layers.iter().enumerate() {
-        tree.begin_layer();
-        let unpacked = layer.bytes_from(0).map_err(TarError::Io)?;
-        let mut reader = Reader::new(Stream(BufReader::with_capacity(ROUND, unpacked)), left);
+        left = tree.add_layer(source, layer, None, &left, cancel, report)?;
+    }
+    Ok(tree)
+}
+
+/// The same, and keeps what was unpacked as far as there is room for it. Gives the sources that
+/// content is then read from.
+///
+/// # Errors
+/// See [`ReadError`].
+pub fn from_layers_kept(
+    layers: Vec<Source>,
+    unpacked: &Unpacked,
+    limits: &Limits,
+    cancel: &Cancel,
+    report: &dyn Report,
+) -> Result<(Tree, Vec<Source>), ReadError> {
+    let mut tree = Tree::new();
+    let mut left = *limits;
+    let mut room = unpacked.room();
+    let mut sources = Vec::with_capacity(layers.len());
+    for (source, layer) in layers.into_iter().enumerate() {
+        let mut keeping = room.begin(&layer);
+        left = tree.add_layer(source, &layer, Some(&mut keeping), &left, cancel, report)?;
+        sources.push(keeping.finish(layer));
+    }
+    Ok((tree, sources))
+}
+
+impl Tree {
+    /// Merges a layer into what is below it. Gives the limits for those above.
+    fn add_layer(
+        &mut self,
+        source: usize,
+        layer: &Source,
+        keeping: Option<&mut Keeping<'_>>,
+        limits: &Limits,
+        cancel: &Cancel,
+        report: &dyn Report,
+    ) -> Result<Limits, ReadError> {
+        self.begin_layer();
+        let mut unpacked = layer.bytes_from(0).map_err(TarError::Io)?;
+        if let Some(keeping) = keeping {
+            unpacked = keeping.beside(unpacked);
+        }
+        let mut reader = Reader::new(Stream(BufReader::with_capacity(ROUND, unpacked)), *limits);
         let mut count = 0u32;
         while let Some(entry) = reader.next_entry()? {
             count += 1;
@@ -57,15 +101,12 @@ pub fn from_layers(
                 cancel.check()?;
                 report.bytes(entry.offset, None);
             }
-            tree.add_entry(entry, source, &left)?;
+            self.add_entry(entry, source, limits)?;
         }
         cancel.check()?;
-        left = reader.left();
+        Ok(reader.left())
     }
-    Ok(tree)
-}
 
-impl Tree {
     /// What is added from here on is another layer's.
     fn begin_layer(&mut self) {
         self.layer = Layer {

@@ -14,7 +14,7 @@ use super::words::{Answer, FIRST, Fault, News, Refused, Task};
 use crate::ext4::{MAX_DISK_BYTES, RootFiles};
 use crate::oci::{self, Order};
 use crate::progress::{Cancel, Report};
-use crate::tree::Source;
+use crate::tree::{Source, Unpacked};
 
 /// Writable memory it may have, bytes: what the limits of archives allow a tree to take, and a
 /// decompressor's window, with much room.
@@ -67,6 +67,7 @@ impl Given {
                 root: next()?,
                 seed: next()?,
                 spool: next()?,
+                unpacked: Unpacked::of(next()?, task.keep_bytes),
             },
             layers: (0..task.layers)
                 .map(|_| next().map(Source::Packed))
@@ -77,9 +78,9 @@ impl Given {
         Ok(given)
     }
 
-    fn write(&self, order: &Order) -> Answer {
+    fn write(self, order: &Order) -> Answer {
         let teller = Teller::default();
-        let written = oci::write(&self.layers, &self.files, order, &self.cancel, &teller);
+        let written = oci::write(self.layers, &self.files, order, &self.cancel, &teller);
         match written {
             Ok(written) => Answer::Written(written),
             Err(error) => Answer::Refused(Refused::of(&error)),

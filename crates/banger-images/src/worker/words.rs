@@ -10,7 +10,7 @@ use crate::progress::Report;
 
 /// The argument that makes `bangerd` that process; a [`Task`] follows.
 pub(super) const FLAG: &str = "--write-image";
-/// The first descriptor: root, seed, spool, then the layers.
+/// The first descriptor: root, seed, spool, unpacked bytes, then the layers.
 pub(super) const FIRST: RawFd = 3;
 /// Of a message or cause, characters.
 const TEXT_LIMIT: usize = 1000;
@@ -21,6 +21,8 @@ const CAUSE_LIMIT: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Task {
     pub(super) layers: usize,
+    /// Of unpacked bytes.
+    pub(super) keep_bytes: u64,
     pub(super) order: Order,
 }
 
