@@ -25,6 +25,10 @@ pub const MIN_DISK_BYTES: u64 = 256 << 20;
 /// The largest disk that is made.
 pub const MAX_DISK_BYTES: u64 = 128 << 30;
 const BLOCK: u64 = 4096;
+/// Bytes of a disk for each inode at least. The inode tables of sixteen block groups lie together
+/// in the first of them, with little else, and the writer does not look whether they fit: one
+/// inode for each block would fill that group, and what comes next would lie on top.
+const LEAST_PER_INODE: u64 = 5120;
 /// Blocks of a journal that nobody writes: the fewest there may be.
 const READ_ONLY_JOURNAL: u32 = 1024;
 
@@ -121,11 +125,12 @@ pub trait RootfsWriter {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct InProcess;
 
-/// Size of an image that holds `tree` with half as much again to spare, at least 1 GiB.
+/// Size of an image that holds `tree` with half as much again to spare, at least 1 GiB. Files
+/// that are empty count too.
 #[must_use]
 pub fn roomy_size(tree: &Tree) -> u64 {
     let (bytes, inodes) = tree.measure();
-    let content = bytes + inodes * 256;
+    let content = (bytes + inodes * 256).max(inodes * LEAST_PER_INODE);
     (content + content / 2)
         .max(1 << 30)
         .next_multiple_of(1 << 20)
@@ -136,7 +141,7 @@ pub fn roomy_size(tree: &Tree) -> u64 {
 pub fn snug_size(tree: &Tree) -> u64 {
     let (bytes, inodes) = tree.measure();
     // A journal is always written (4 MiB of holes at this size), and group tables.
-    let content = bytes + inodes * 256;
+    let content = (bytes + inodes * 256).max(inodes * LEAST_PER_INODE);
     (content + content / 20 + (24 << 20)).next_multiple_of(1 << 20)
 }
 

@@ -137,11 +137,11 @@ pub struct Entry {
 
 /// A stream that can be moved forward without giving its bytes.
 pub trait Skip: Read {
-    /// Moves `count` bytes forward; may move past the end, which the next read tells.
+    /// Moves `count` bytes forward; says how many there were, as far as it knows.
     ///
     /// # Errors
     /// When the stream cannot be moved.
-    fn skip(&mut self, count: u64) -> io::Result<()>;
+    fn skip(&mut self, count: u64) -> io::Result<u64>;
 }
 
 /// Skips by reading: for decompressors.
@@ -155,8 +155,8 @@ impl<R: Read> Read for Stream<R> {
 }
 
 impl<R: Read> Skip for Stream<R> {
-    fn skip(&mut self, count: u64) -> io::Result<()> {
-        io::copy(&mut (&mut self.0).take(count), &mut io::sink()).map(drop)
+    fn skip(&mut self, count: u64) -> io::Result<u64> {
+        io::copy(&mut (&mut self.0).take(count), &mut io::sink())
     }
 }
 
@@ -171,10 +171,11 @@ impl<R: Read> Read for Seeking<R> {
 }
 
 impl<R: Read + Seek> Skip for Seeking<R> {
-    fn skip(&mut self, count: u64) -> io::Result<()> {
-        let count = i64::try_from(count)
+    /// A file can be moved past its end: whoever has it knows its length.
+    fn skip(&mut self, count: u64) -> io::Result<u64> {
+        let ahead = i64::try_from(count)
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "impossible size"))?;
-        self.0.seek(SeekFrom::Current(count)).map(drop)
+        self.0.seek(SeekFrom::Current(ahead)).map(|_| count)
     }
 }
 
@@ -313,7 +314,7 @@ impl<R: Skip> Reader<R> {
 
     fn skip_content(&mut self) -> Result<(), TarError> {
         let mut rest = self.content + self.padding;
-        self.content = 0;
+        let content = std::mem::take(&mut self.content);
         self.padding = 0;
         let buffered = rest.min(self.buffer.len() as u64);
         self.buffer
@@ -321,8 +322,11 @@ impl<R: Skip> Reader<R> {
         self.at += buffered;
         rest -= buffered;
         if rest > 0 {
-            self.input.skip(rest)?;
-            self.at += rest;
+            let skipped = self.input.skip(rest)?;
+            self.at += skipped;
+            if buffered + skipped < content {
+                return Err(TarError::Cut { at: self.at });
+            }
         }
         Ok(())
     }

@@ -354,6 +354,34 @@ fn a_tree_that_does_not_fit_fails_and_leaves_no_image() {
 }
 
 #[test]
+fn an_image_of_nothing_but_empty_files_is_sound_or_refused() {
+    // More than sixteen block groups, whose inode tables lie together.
+    let mut tar = Tar::new();
+    for file in 0..400_000 {
+        let path = format!("{}/{file}", file / 1000);
+        tar.add(&path, EntryType::Regular, b"", |_| {});
+    }
+    let tar = tar.finish();
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    write(tar.try_clone().unwrap(), &image, None);
+    fsck(&image);
+    let groups = std::fs::metadata(&image).unwrap().len() >> 27;
+    assert!(groups > 16, "{groups}");
+
+    let cancel = Cancel::new().unwrap();
+    let tree = tree::from_tar(&tar, 0, &Limits::default(), &cancel, &Quiet).unwrap();
+    let (sources, options) = ([Source::Plain(tar)], options(1 << 30));
+    let refused = InProcess.write(&tree, &sources, &image, &options, &cancel, &Quiet);
+    let error = refused.unwrap_err().to_string();
+    assert!(
+        error.contains("400401 files are more than 1073741824 bytes hold"),
+        "{error}"
+    );
+    assert!(!image.exists());
+}
+
+#[test]
 fn the_same_tree_gives_the_same_image() {
     let dir = tempfile::tempdir().unwrap();
     let images = ["a", "b"].map(|name| {

@@ -10,8 +10,8 @@ use std::io::{self, Read, Write as _};
 use super::content::{Counted, Streams, source_order};
 use super::layout::{Pending, declare, declare_as};
 use super::{
-    BLOCK, Image, ImageOptions, MIN_DISK_BYTES, Root, WriteError, builder, builder_with, io_error,
-    layout_error,
+    BLOCK, Image, ImageOptions, LEAST_PER_INODE, MIN_DISK_BYTES, Root, WriteError, builder,
+    builder_with, io_error, layout_error,
 };
 use crate::codec::Positioned;
 use crate::progress::{Cancel, Report};
@@ -47,7 +47,7 @@ pub(super) fn write(
     cancel: &Cancel,
     report: &dyn Report,
 ) -> Result<Root, WriteError> {
-    let mut builder = builder(image.options, inodes(tree, image.options))?;
+    let mut builder = builder(image.options, inodes(tree, image.options)?)?;
     let mut files = declare(tree, &mut builder, cancel)?;
     let layout = builder.seal().map_err(layout_error)?;
     let sink = image.sink(layout.image_len())?;
@@ -107,14 +107,24 @@ fn os_release(tree: &Tree) -> Option<NodeId> {
 }
 
 /// Inodes of an image: room for new files, or as few as the tree has.
-fn inodes(tree: &Tree, options: &ImageOptions) -> u64 {
+fn inodes(tree: &Tree, options: &ImageOptions) -> Result<u64, WriteError> {
     let (_, inodes) = tree.measure();
-    if options.read_only {
-        inodes + 64
+    let (least, wanted) = if options.read_only {
+        (inodes + 64, inodes + 64)
     } else {
         // One inode per 16 KiB is too few for a tree of small files.
-        (inodes * 2 + 65_536).max(options.size_bytes / BYTES_PER_INODE)
+        let roomy = inodes * 2 + 65_536;
+        (inodes + 16, roomy.max(options.size_bytes / BYTES_PER_INODE))
+    };
+    let most = options.size_bytes / LEAST_PER_INODE;
+    if least > most {
+        let why = format!(
+            "{inodes} files are more than {} bytes hold",
+            options.size_bytes
+        );
+        return Err(WriteError::Layout { why });
     }
+    Ok(wanted.min(most))
 }
 
 /// The seed of work disks, laid out and not yet written.
@@ -135,7 +145,9 @@ impl<'a> Seed<'a> {
         let (bytes, inodes) = tree.measure_from(home.id);
         let journal = u64::from(JOURNAL) * BLOCK;
         let content = bytes + inodes * 256;
-        let size = (content + content / 4 + 2 * journal).max(MIN_DISK_BYTES);
+        let size = (content + content / 4 + 2 * journal)
+            .max(inodes * 2 * LEAST_PER_INODE)
+            .max(MIN_DISK_BYTES);
         let options = ImageOptions {
             size_bytes: size.next_multiple_of(GROUP),
             label: Some("work".to_owned()),
