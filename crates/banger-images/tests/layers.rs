@@ -1,11 +1,12 @@
 //! Layers merged here, held against what `umoci unpack` makes of the same image.
 #![allow(clippy::unwrap_used)]
 
+mod image;
 mod maker;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{Seek as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
@@ -15,69 +16,10 @@ use banger_images::ext4::{ImageOptions, InProcess, RootfsWriter as _};
 use banger_images::tar::Limits;
 use banger_images::tree::{self, Kind, NodeId, ReadError, Source, Tree};
 use banger_images::{Cancel, Quiet};
+use image::Make::{self, Dir, File as Plain, Hard, Symlink};
+use image::{Pack, awkward, has_umoci, layer, packed};
 use maker::Tar;
-use sha2::{Digest as _, Sha256};
 use tar_core::EntryType;
-
-/// An entry of a layer.
-#[derive(Debug, Clone)]
-enum Make {
-    Dir(&'static str, u32),
-    File(&'static str, &'static str),
-    Symlink(&'static str, &'static str),
-    Hard(&'static str, &'static str),
-    Device(&'static str),
-    Fifo(&'static str),
-}
-use Make::{Device, Dir, Fifo, File as Plain, Hard, Symlink};
-
-/// How a layer is packed.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Pack {
-    No,
-    Gzip,
-    Zstd,
-}
-
-fn layer(entries: &[Make], number: u64) -> Vec<u8> {
-    let mut tar = Tar::new();
-    for (at, entry) in entries.iter().enumerate() {
-        let mtime = 1_600_000_000 + number * 1000 + at as u64;
-        let (path, kind, data, target, mode) = match *entry {
-            Dir(path, mode) => (path, EntryType::Directory, "", None, mode),
-            Plain(path, data) => (path, EntryType::Regular, data, None, 0o640),
-            Symlink(path, target) => (path, EntryType::Symlink, "", Some(target), 0o777),
-            Hard(path, target) => (path, EntryType::Link, "", Some(target), 0o644),
-            Device(path) => (path, EntryType::Char, "", None, 0o620),
-            Fifo(path) => (path, EntryType::Fifo, "", None, 0o600),
-        };
-        tar.add(path, kind, data.as_bytes(), |entry| {
-            entry.mode(mode).unwrap().mtime(mtime).unwrap();
-            entry.uid(number).unwrap().gid(at as u64).unwrap();
-            if let Some(target) = target {
-                entry.link_name(target);
-            }
-            if kind == EntryType::Char {
-                entry.device(1, 3).unwrap();
-            }
-        });
-    }
-    let mut bytes = Vec::new();
-    tar.finish().read_to_end(&mut bytes).unwrap();
-    bytes
-}
-
-fn packed(bytes: &[u8], pack: Pack) -> Vec<u8> {
-    match pack {
-        Pack::No => bytes.to_vec(),
-        Pack::Gzip => {
-            let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-            out.write_all(bytes).unwrap();
-            out.finish().unwrap()
-        }
-        Pack::Zstd => zstd::encode_all(bytes, 1).unwrap(),
-    }
-}
 
 fn sources(layers: &[Vec<Make>], pack: Pack) -> Vec<Source> {
     let file = |(number, entries): (usize, &Vec<Make>)| {
@@ -174,233 +116,17 @@ fn show_directory(root: &Path) -> Shown {
     shown
 }
 
-/// An OCI image layout of these layers.
-fn layout(dir: &Path, layers: &[Vec<Make>], pack: Pack) {
-    let blobs = dir.join("blobs/sha256");
-    fs::create_dir_all(&blobs).unwrap();
-    let sum = |bytes: &[u8]| -> String {
-        let digest = Sha256::digest(bytes);
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
-    };
-    let blob = |bytes: &[u8], kind: &str| {
-        let name = sum(bytes);
-        fs::write(blobs.join(&name), bytes).unwrap();
-        serde_json::json!({
-            "mediaType": format!("application/vnd.oci.image.{kind}"),
-            "digest": format!("sha256:{name}"),
-            "size": bytes.len(),
-        })
-    };
-    let (mut descriptors, mut diff_ids) = (Vec::new(), Vec::new());
-    for (number, entries) in layers.iter().enumerate() {
-        let bytes = layer(entries, number as u64);
-        diff_ids.push(format!("sha256:{}", sum(&bytes)));
-        let kind = match pack {
-            Pack::No => "layer.v1.tar",
-            Pack::Gzip => "layer.v1.tar+gzip",
-            Pack::Zstd => "layer.v1.tar+zstd",
-        };
-        descriptors.push(blob(&packed(&bytes, pack), kind));
-    }
-    let config = serde_json::json!({
-        "architecture": "amd64", "os": "linux", "config": {},
-        "rootfs": { "type": "layers", "diff_ids": diff_ids },
-    });
-    let config = blob(config.to_string().as_bytes(), "config.v1+json");
-    let manifest = serde_json::json!({
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": config, "layers": descriptors,
-    });
-    let mut manifest = blob(manifest.to_string().as_bytes(), "manifest.v1+json");
-    manifest["annotations"] = serde_json::json!({ "org.opencontainers.image.ref.name": "x" });
-    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [manifest] });
-    fs::write(dir.join("index.json"), index.to_string()).unwrap();
-    fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-}
-
 /// What umoci makes of it; `None` where it refuses the image.
 fn umoci(layers: &[Vec<Make>]) -> Option<Shown> {
     let dir = tempfile::tempdir().unwrap();
-    let image = dir.path().join("image");
-    layout(&image, layers, Pack::Gzip);
-    let done = Command::new("umoci")
-        .args(["unpack", "--image"])
-        .arg(format!("{}:x", image.display()))
-        .arg(dir.path().join("bundle"))
-        .output()
-        .unwrap();
-    done.status
-        .success()
-        .then(|| show_directory(&dir.path().join("bundle/rootfs")))
-}
-
-/// Whether umoci can unpack here whatever an image has.
-fn has_umoci() -> bool {
-    let dir = tempfile::tempdir().unwrap();
-    let device = rustix::fs::mknodat(
-        rustix::fs::CWD,
-        dir.path().join("null"),
-        rustix::fs::FileType::CharacterDevice,
-        rustix::fs::Mode::RUSR,
-        rustix::fs::makedev(1, 3),
-    );
-    let there = Command::new("umoci").arg("--version").output().is_ok();
-    if !there || device.is_err() {
-        println!("skipped: needs umoci, and the right to make devices");
-    }
-    there && device.is_ok()
-}
-
-/// A root that both give: umoci leaves that of the host's umask where no layer names it.
-fn with_root(mut layers: Vec<Vec<Make>>) -> Vec<Vec<Make>> {
-    layers[0].insert(0, Dir("./", 0o755));
-    layers
-}
-
-fn awkward() -> Vec<(&'static str, Vec<Vec<Make>>)> {
-    vec![
-        (
-            "whiteouts of a file, a directory, and nothing",
-            vec![
-                vec![
-                    Plain("a", "a"),
-                    Dir("d", 0o711),
-                    Plain("d/x", "x"),
-                    Plain("e", "e"),
-                ],
-                vec![
-                    Plain(".wh.a", ""),
-                    Plain(".wh.d", ""),
-                    Plain(".wh.none", ""),
-                ],
-            ],
-        ),
-        (
-            "an opaque directory before and after its new children",
-            vec![
-                vec![
-                    Dir("d", 0o755),
-                    Plain("d/old", "1"),
-                    Dir("e", 0o755),
-                    Plain("e/old", "2"),
-                ],
-                vec![
-                    Dir("d", 0o700),
-                    Plain("d/.wh..wh..opq", ""),
-                    Plain("d/new", "3"),
-                    Plain("e/new", "4"),
-                    Plain("e/.wh..wh..opq", ""),
-                ],
-            ],
-        ),
-        (
-            "a whiteout after and before what the same layer puts there",
-            vec![
-                vec![
-                    Plain("a", "old"),
-                    Plain("b", "old"),
-                    Dir("d", 0o750),
-                    Plain("d/old", ""),
-                ],
-                vec![
-                    Plain("a", "new"),
-                    Plain(".wh.a", ""),
-                    Plain(".wh.b", ""),
-                    Plain("b", "new"),
-                    Dir("d", 0o705),
-                    Plain("d/new", ""),
-                    Plain(".wh.d", ""),
-                ],
-            ],
-        ),
-        (
-            "a deep way to something new stays when all above is taken away",
-            vec![
-                vec![
-                    Dir("a", 0o755),
-                    Dir("a/b", 0o751),
-                    Dir("a/c", 0o755),
-                    Plain("a/b/old", ""),
-                ],
-                vec![
-                    Plain("a/b/new", "n"),
-                    Plain(".wh.a", ""),
-                    Plain("a/.wh..wh..opq", ""),
-                ],
-            ],
-        ),
-        (
-            "hard links across layers and to names that go",
-            vec![
-                vec![Plain("one", "1"), Plain("two", "2")],
-                vec![
-                    Hard("link", "one"),
-                    Hard("second", "two"),
-                    Plain(".wh.one", ""),
-                ],
-                vec![
-                    Plain("two", "replaced"),
-                    Hard("third", "second"),
-                    Plain(".wh.link", ""),
-                ],
-            ],
-        ),
-        (
-            "a hard link of this layer to an older file outlives its opaque directory",
-            vec![
-                vec![Plain("one", "1"), Dir("d", 0o755), Plain("d/old", "")],
-                vec![Hard("d/kept", "one"), Plain("d/.wh..wh..opq", "")],
-            ],
-        ),
-        (
-            "kinds that change",
-            vec![
-                vec![
-                    Plain("f", "f"),
-                    Dir("d", 0o755),
-                    Plain("d/x", ""),
-                    Symlink("l", "d"),
-                ],
-                vec![
-                    Dir("f", 0o700),
-                    Plain("f/x", "x"),
-                    Symlink("d", "f"),
-                    Dir("l", 0o755),
-                ],
-                vec![Plain("f", "again"), Device("d"), Fifo("l")],
-            ],
-        ),
-        (
-            "parents that are links, absolute and upwards",
-            vec![
-                vec![
-                    Dir("usr/lib", 0o755),
-                    Symlink("lib", "usr/lib"),
-                    Symlink("abs", "/usr"),
-                    Symlink("up", "../../../usr"),
-                    Plain("usr/lib/old", ""),
-                ],
-                vec![
-                    Plain("lib/a", "a"),
-                    Plain("abs/b", "b"),
-                    Plain("up/lib/c", "c"),
-                    Plain("lib/.wh.old", ""),
-                ],
-            ],
-        ),
-        (
-            "odd names, set-id, empty layers, no parents",
-            vec![
-                vec![Plain("deep/er/file", "x"), Plain("na me\n\u{1F980}", "y")],
-                vec![],
-                vec![
-                    Dir("deep", 0o1777),
-                    Plain("/absolute", ""),
-                    Plain("./dot", ""),
-                ],
-            ],
-        ),
-    ]
+    let bundle = dir.path().join("bundle");
+    let made = layers.iter().zip(0..);
+    let made: Vec<_> = made
+        .map(|(entries, number)| layer(entries, number))
+        .collect();
+    image::umoci(&made, &bundle)
+        .is_ok()
+        .then(|| show_directory(&bundle.join("rootfs")))
 }
 
 #[test]
@@ -408,8 +134,8 @@ fn awkward_layers_are_merged_as_umoci_does_however_they_are_packed() {
     if !has_umoci() {
         return;
     }
-    for (what, layers) in awkward() {
-        let layers = with_root(layers);
+    for (what, layers) in awkward::stacks() {
+        let layers = awkward::with_root(layers);
         let expected = umoci(&layers).unwrap_or_else(|| panic!("umoci refuses: {what}"));
         for pack in [Pack::No, Pack::Gzip, Pack::Zstd] {
             let sources = sources(&layers, pack);
@@ -487,7 +213,7 @@ fn random_layers_are_merged_as_umoci_does() {
         let layers: Vec<Vec<Make>> = (0..2 + random(2))
             .map(|_| random_layer(&mut random))
             .collect();
-        let layers = with_root(layers);
+        let layers = awkward::with_root(layers);
         let (sources, theirs) = (sources(&layers, Pack::No), umoci(&layers));
         match (merge(&sources), theirs) {
             (Ok(tree), Some(theirs)) => {

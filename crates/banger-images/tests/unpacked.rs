@@ -1,0 +1,704 @@
+//! The ext4 file of an image, mounted, held against the directory that `umoci unpack` makes of
+//! the same image, entry by entry: kind, permissions, owner, time, device, link target, what is
+//! one file under several names, attributes and access lists, content.
+//!
+//! Not compared: times of directories that umoci leaves to the clock (no layer names them, or a
+//! whiteout came after their name), and permissions of symlinks, which nobody reads. Both sides lie on ext4, so that both can say
+//! the same. The mounts are made in a mount namespace of the test's own.
+#![allow(clippy::unwrap_used)]
+
+mod image;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use banger_images::ext4::{ROOTFS, RootFiles};
+use banger_images::oci::{self, OciError, Order};
+use banger_images::tree::Source;
+use banger_images::{Cancel, Quiet};
+use image::{Entry, Pack, awkward, end, packed};
+
+const INSIDE: &str = "BANGER_TEST_OWN_MOUNTS";
+/// Room for what umoci unpacks of one image.
+const ROOM: u64 = 1 << 30;
+
+/// Everything of an entry that a file system shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    kind: String,
+    owner: (u32, u32),
+    mtime: (i64, i64),
+    xattrs: BTreeMap<String, Vec<u8>>,
+    /// The first of the names of the same file.
+    same_as: Vec<u8>,
+}
+
+type Tree = BTreeMap<Vec<u8>, Seen>;
+
+fn scan(root: &Path) -> Tree {
+    let mut tree = Tree::new();
+    let mut first = HashMap::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(path) = pending.pop() {
+        let stat = fs::symlink_metadata(&path).unwrap();
+        let name = path.strip_prefix(root).unwrap().as_os_str().as_bytes();
+        if stat.is_dir() {
+            let below = fs::read_dir(&path).unwrap();
+            pending.extend(below.map(|entry| entry.unwrap().path()));
+        }
+        let seen = Seen {
+            kind: kind(&path, &stat),
+            owner: (stat.uid(), stat.gid()),
+            mtime: (stat.mtime(), stat.mtime_nsec()),
+            xattrs: xattrs(&path),
+            same_as: name.to_vec(),
+        };
+        first
+            .entry(stat.ino())
+            .and_modify(|known: &mut Vec<u8>| {
+                if *known > name.to_vec() {
+                    *known = name.to_vec();
+                }
+            })
+            .or_insert_with(|| name.to_vec());
+        tree.insert(name.to_vec(), seen);
+        let place = tree.get_mut(name).unwrap();
+        place.same_as = stat.ino().to_be_bytes().to_vec();
+    }
+    for seen in tree.values_mut() {
+        let inode = u64::from_be_bytes(seen.same_as[..].try_into().unwrap());
+        seen.same_as = first[&inode].clone();
+    }
+    tree
+}
+
+fn kind(path: &Path, stat: &fs::Metadata) -> String {
+    let (found, mode) = (stat.file_type(), stat.mode() & 0o7777);
+    let device = |kind| {
+        let (major, minor) = (
+            rustix::fs::major(stat.rdev()),
+            rustix::fs::minor(stat.rdev()),
+        );
+        format!("{kind} {mode:o} {major}:{minor}")
+    };
+    if found.is_dir() {
+        format!("directory {mode:o}")
+    } else if found.is_symlink() {
+        format!("symlink {:?}", fs::read_link(path).unwrap())
+    } else if found.is_char_device() {
+        device("character device")
+    } else if found.is_block_device() {
+        device("block device")
+    } else if found.is_fifo() {
+        format!("fifo {mode:o}")
+    } else {
+        let sum = image::sum(&fs::read(path).unwrap());
+        format!("file {mode:o}, {} bytes {sum}", stat.len())
+    }
+}
+
+fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut names = vec![0u8; 64 << 10];
+    let length = rustix::fs::llistxattr(path, &mut names[..]).unwrap();
+    let names = names[..length].split(|byte| *byte == 0);
+    let value = |name: &[u8]| {
+        let name = String::from_utf8(name.to_vec()).unwrap();
+        let mut value = vec![0u8; 64 << 10];
+        let length = rustix::fs::lgetxattr(path, name.as_str(), &mut value[..]).unwrap();
+        value.truncate(length);
+        (name, value)
+    };
+    names.filter(|name| !name.is_empty()).map(value).collect()
+}
+
+/// Runs this program's test of this name once more where it may mount; false where that
+/// cannot be.
+fn inside(test: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    if !image::has_umoci() {
+        return false;
+    }
+    let unshare = |words: &[&OsStr]| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private"]);
+        command.args(words).env(INSIDE, "1").output().unwrap()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    make_disk(&disk, 8 << 20);
+    let mount = ["mount", "-o", "loop"].map(OsStr::new);
+    let at = dir.path().as_os_str();
+    let tried = unshare(&[&mount[..], &[disk.as_os_str(), at]].concat());
+    if !tried.status.success() {
+        let why = String::from_utf8_lossy(&tried.stderr).into_owned();
+        println!("skipped: {}", why.trim());
+        return false;
+    }
+    let me = std::env::current_exe().unwrap();
+    let words = ["--exact", test, "--nocapture"].map(OsStr::new);
+    let done = unshare(&[&[me.as_os_str()][..], &words].concat());
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert!(
+        done.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    false
+}
+
+fn make_disk(at: &Path, bytes: u64) {
+    File::create(at).unwrap().set_len(bytes).unwrap();
+    // Inodes of 256 bytes: with the small ones that small disks get, times end in 2038.
+    let done = Command::new("/usr/sbin/mke2fs")
+        .args(["-q", "-t", "ext4", "-I", "256"])
+        .arg(at)
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
+}
+
+/// A mounted disk.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(disk: &Path, at: PathBuf, options: &str) -> Mounted {
+        fs::create_dir_all(&at).unwrap();
+        let done = Command::new("mount")
+            .args(["-o", options])
+            .args([disk, &at])
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{done:?}");
+        Mounted(at)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// Makes layers into the files of an image.
+fn make(layers: &[Vec<u8>], dir: &Path, pack: Pack) -> Result<PathBuf, OciError> {
+    fs::create_dir_all(dir).unwrap();
+    let source = |layer: &Vec<u8>| {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&packed(layer, pack)).unwrap();
+        Source::Packed(file)
+    };
+    let sources = layers.iter().map(source).collect::<Vec<_>>();
+    let files = RootFiles::create(dir).unwrap();
+    let order = Order {
+        size_bytes: None,
+        uuid: [7; 16],
+    };
+    let cancel = Cancel::new().unwrap();
+    oci::write(sources, &files, &order, &cancel, &Quiet).map(|_| dir.join(ROOTFS))
+}
+
+/// The same twice, checked: the same bytes, and sound.
+fn write(layers: &[Vec<u8>], dir: &Path, pack: Pack) -> PathBuf {
+    let [once, again] = ["once", "again"]
+        .map(|name| make(layers, &dir.join(name), pack).unwrap_or_else(|error| panic!("{error}")));
+    let same = Command::new("cmp").args([&once, &again]).status().unwrap();
+    assert!(same.success(), "the same layers gave other bytes");
+    fs::remove_dir_all(dir.join("again")).unwrap();
+    let check = Command::new("/usr/sbin/e2fsck")
+        .arg("-fn")
+        .arg(&once)
+        .output()
+        .unwrap();
+    assert!(check.status.success(), "{check:?}");
+    once
+}
+
+/// Fails unless both make the same of these layers. What the image has to be beyond that,
+/// `look` says.
+fn assert_same(what: &str, layers: &[Vec<u8>], look: impl Fn(&Path)) {
+    assert_alike(what, layers, layers, &[], look);
+}
+
+/// The same where umoci is given other layers, or gets some paths wrong: `look` says what is
+/// right there.
+fn assert_alike(
+    what: &str,
+    layers: &[Vec<u8>],
+    for_umoci: &[Vec<u8>],
+    apart: &[&str],
+    look: impl Fn(&Path),
+) {
+    let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let begun = i64::try_from(begun.as_secs()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    make_disk(&disk, ROOM);
+    let room = Mounted::new(&disk, dir.path().join("u"), "loop");
+    let bundle = room.0.join("b");
+    image::umoci(for_umoci, &bundle).unwrap_or_else(|said| panic!("{what}: umoci refuses: {said}"));
+    let mut theirs = scan(&bundle.join("rootfs"));
+
+    let written = write(layers, dir.path(), Pack::Gzip);
+    let image = Mounted::new(&written, dir.path().join("i"), "loop,ro");
+    let mut ours = scan(&image.0);
+    for (path, seen) in &mut theirs {
+        let by_clock = seen.kind.starts_with("directory") && seen.mtime.0 >= begun - 1;
+        if by_clock && let Some(ours) = ours.get(path) {
+            seen.mtime = ours.mtime;
+        }
+    }
+    // Every ext4 has a place where e2fsck puts what it finds, whatever the image has.
+    let is_lost = |path: &[u8]| path == b"lost+found" || path.starts_with(b"lost+found/");
+    ours.remove(&b"lost+found"[..]);
+    let paths: BTreeSet<_> = ours.keys().chain(theirs.keys()).cloned().collect();
+    let differing: Vec<_> = paths
+        .iter()
+        .filter(|path| !is_lost(path) && !apart.iter().any(|name| name.as_bytes() == *path))
+        .filter(|path| ours.get(*path) != theirs.get(*path))
+        .map(|path| {
+            let (ours, theirs) = (ours.get(path), theirs.get(path));
+            format!(
+                "{}:\n  ours  {ours:?}\n  umoci {theirs:?}",
+                path.escape_ascii()
+            )
+        })
+        .collect();
+    assert!(
+        differing.is_empty(),
+        "{what}: {} differ\n{}",
+        differing.len(),
+        differing.join("\n")
+    );
+    look(&image.0);
+}
+
+/// Layers of entries, the first of which names the root: umoci leaves it to the host's umask
+/// otherwise.
+fn stack(layers: Vec<Vec<Entry>>) -> Vec<Vec<u8>> {
+    let bytes = |(number, entries): (usize, Vec<Entry>)| {
+        let root = (number == 0).then(|| Entry::dir("./"));
+        let all = root.iter().chain(&entries);
+        end(all.flat_map(Entry::bytes).collect())
+    };
+    layers.into_iter().enumerate().map(bytes).collect()
+}
+
+/// An access list as the kernel takes it: tag, permissions, and the id where it has one.
+fn acl(entries: &[(u16, u16, Option<u32>)]) -> Vec<u8> {
+    let mut out = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        out.extend(tag.to_le_bytes());
+        out.extend(permissions.to_le_bytes());
+        out.extend(id.unwrap_or(u32::MAX).to_le_bytes());
+    }
+    out
+}
+
+const ACCESS: &str = "system.posix_acl_access";
+const DEFAULT: &str = "system.posix_acl_default";
+const OWNER: u16 = 1;
+const USER: u16 = 2;
+const GROUP: u16 = 4;
+const NAMED_GROUP: u16 = 8;
+const MASK: u16 = 16;
+const OTHER: u16 = 32;
+
+#[test]
+fn stacks_of_layers_become_what_umoci_makes_of_them() {
+    if !inside("stacks_of_layers_become_what_umoci_makes_of_them") {
+        return;
+    }
+    for (what, layers) in awkward::stacks() {
+        let layers = awkward::with_root(layers);
+        let numbered = layers.iter().zip(0..);
+        let bytes: Vec<_> = numbered
+            .map(|(entries, number)| image::layer(entries, number))
+            .collect();
+        assert_same(what, &bytes, |_| {});
+    }
+}
+
+#[test]
+fn permissions_owners_and_attributes_are_those_of_umoci() {
+    if !inside("permissions_owners_and_attributes_are_those_of_umoci") {
+        return;
+    }
+    // cap_net_bind_service=ep, version 2.
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let layers = stack(vec![
+        vec![
+            Entry::file("setuid", "x").mode(0o4755),
+            Entry::file("setgid", "x").mode(0o2711).owner(3, 7),
+            Entry::file("both", "x").mode(0o6777).owner(1_000_000, 2),
+            Entry::file("nothing", "x").mode(0),
+            Entry::dir("sticky").mode(0o1777),
+            Entry::dir("inherits").mode(0o2775).owner(0, 50),
+            Entry::dir("closed").mode(0).owner(4_294_967_294, 70_000),
+            Entry::file("closed/below", "x").owner(2_097_152, 4_294_967_294),
+            Entry::file("inherits/below", "x").owner(5, 6),
+            Entry::file("ping", "x")
+                .mode(0o755)
+                .attribute("security.capability", capability),
+            Entry::file("many", "x")
+                .attribute("user.a", "1")
+                .attribute("user.zeros", [0, 1, 0, 255])
+                .attribute("trusted.overlay.nothing", "y")
+                .attribute("security.strange", "z"),
+            Entry::file("empty", "x").attribute("user.empty", ""),
+            Entry::file("large", "x").attribute("user.large", vec![b'l'; 3900]),
+            Entry::file("long", "x").attribute(&format!("user.{}", "n".repeat(250)), "x"),
+            Entry::dir("marked").attribute("user.of.directory", "d"),
+            Entry::link("link", b'2', "many").attribute("trusted.of.link", "l"),
+            Entry::node("pipe", b'6', 0, 0).attribute("trusted.of.pipe", "p"),
+            Entry::file("loses", "x").attribute("user.first", "1"),
+            Entry::file("gains", "x"),
+            Entry::dir("changes")
+                .attribute("user.first", "1")
+                .mode(0o700),
+            Entry::file("changes/stays", "x"),
+        ],
+        vec![
+            Entry::file("loses", "x"),
+            Entry::file("gains", "x").attribute("user.second", "2"),
+            Entry::dir("changes")
+                .attribute("user.second", "2")
+                .owner(8, 9),
+            Entry::link("hard", b'1', "ping"),
+        ],
+    ]);
+    // Umoci's reader takes a value of no bytes for no attribute; GNU tar keeps it, as we do.
+    let apart = ["empty"];
+    assert_alike("permissions", &layers, &layers, &apart, |root| {
+        let found = xattrs(&root.join("empty"));
+        assert_eq!(
+            found.into_iter().collect::<Vec<_>>(),
+            [("user.empty".to_owned(), vec![])]
+        );
+    });
+}
+
+#[test]
+fn access_lists_are_those_of_umoci() {
+    if !inside("access_lists_are_those_of_umoci") {
+        return;
+    }
+    let full = acl(&[
+        (OWNER, 6, None),
+        (USER, 4, Some(1000)),
+        (USER, 7, Some(4_294_967_294)),
+        (GROUP, 4, None),
+        (NAMED_GROUP, 2, Some(50)),
+        (MASK, 6, None),
+        (OTHER, 4, None),
+    ]);
+    let plain = acl(&[(OWNER, 7, None), (GROUP, 5, None), (OTHER, 0, None)]);
+    let layers = stack(vec![
+        vec![
+            Entry::file("file", "x")
+                .mode(0o664)
+                .attribute(ACCESS, &full),
+            Entry::dir("access").mode(0o664).attribute(ACCESS, &full),
+            Entry::dir("default").attribute(DEFAULT, &full),
+            Entry::dir("both")
+                .mode(0o2664)
+                .attribute(ACCESS, &full)
+                .attribute(DEFAULT, &plain)
+                .attribute("user.more", "m"),
+            Entry::file("loses", "x")
+                .mode(0o664)
+                .attribute(ACCESS, &full),
+        ],
+        vec![
+            // Nothing is inherited: what an image says of a file is all that it has.
+            Entry::file("default/below", "x").mode(0o600),
+            Entry::dir("default/dir").mode(0o700),
+            Entry::file("loses", "x").mode(0o600),
+        ],
+    ]);
+    assert_same("access lists", &layers, |root| {
+        assert_eq!(xattrs(&root.join("file"))[ACCESS], full);
+        assert!(xattrs(&root.join("default/below")).is_empty());
+    });
+}
+
+#[test]
+fn devices_of_every_number_are_those_of_umoci() {
+    if !inside("devices_of_every_number_are_those_of_umoci") {
+        return;
+    }
+    let layers = stack(vec![vec![
+        Entry::node("null", b'3', 1, 3).mode(0o666),
+        Entry::node("disk", b'4', 8, 17).mode(0o660).owner(0, 6),
+        Entry::node("edge", b'3', 255, 255),
+        Entry::node("far", b'3', 256, 256).at(1, 1),
+        Entry::node("last", b'4', 4095, 1_048_575),
+        Entry::node("none", b'3', 0, 0),
+        Entry::node("pipe", b'6', 0, 0).mode(0o620).owner(1, 5),
+        Entry::link("pipe-again", b'1', "pipe"),
+        Entry::link("link", b'2', "pipe").owner(3, 4).at(77, 5),
+        Entry::link("link-again", b'1', "link"),
+    ]]);
+    assert_same("devices", &layers, |_| {});
+}
+
+#[test]
+fn long_and_odd_names_are_those_of_umoci() {
+    if !inside("long_and_odd_names_are_those_of_umoci") {
+        return;
+    }
+    // As deep as a name is still a path for who looks from outside.
+    let deep = vec!["d".repeat(254); 15].join("/");
+    let odd = [
+        "new\nline",
+        "tab\ttab",
+        "back\\slash",
+        "\\012",
+        "quote\"'`$(x)",
+        " lead",
+        "trail ",
+        "\u{1f980}\u{1f3f3}\u{fe0f}\u{200d}\u{1f308}",
+        "e\u{301}",
+        "\u{e9}",
+        "\u{7f}\u{1}\u{1b}[2J",
+        "-rf",
+        "~",
+        "...",
+        ".wh",
+        "\u{feff}",
+        "\u{202e}gnp",
+        "*",
+        "a=b",
+        "%41",
+    ];
+    let mut entries = vec![
+        Entry::file("n".repeat(255), "255 bytes"),
+        Entry::file("\u{1f980}".repeat(63), "252 bytes of 63 letters"),
+        Entry::file(format!("{deep}/end"), "deep"),
+        Entry::link("to-the-end", b'1', format!("{deep}/end")),
+        Entry::link("far", b'2', "t/".repeat(2047)),
+        Entry::link("short", b'2', "s".repeat(59)),
+        Entry::link("longer", b'2', "s".repeat(60)),
+        Entry::dir("many"),
+    ];
+    entries.extend(odd.map(|name| Entry::file(name, name)));
+    entries.extend(odd.map(|name| Entry::file(format!("many/{name}/{name}"), name)));
+    // More names than blocks of a directory without an index hold well.
+    entries.extend((0..5000).map(|n| Entry::file(format!("many/file-{n}"), [n as u8])));
+    let layers = stack(vec![
+        entries,
+        vec![
+            Entry::file("many/.wh.file-17", ""),
+            Entry::file(format!("{}/.wh.end", deep), ""),
+        ],
+    ]);
+    assert_same("names", &layers, |_| {});
+}
+
+#[test]
+fn times_of_five_centuries_are_those_of_umoci() {
+    if !inside("times_of_five_centuries_are_those_of_umoci") {
+        return;
+    }
+    let times = [
+        ("1901-the-first", -0x8000_0000, 0),
+        ("1901", -0x7fff_ffff, 999_999_999),
+        ("1969", -1, 0),
+        ("1969-nearly", -1, 999_999_999),
+        ("1970", 0, 0),
+        ("1970-soon", 0, 1),
+        ("2038-the-last", 0x7fff_ffff, 5),
+        ("2038-after", 0x8000_0000, 123_456_789),
+        ("2100", 4_102_444_800, 0),
+        ("2106", 0xffff_ffff, 1),
+        ("2400", 13_569_465_600, 500_000_000),
+        ("2446-the-last", 0x3_7fff_ffff, 0),
+    ];
+    let mut entries = Vec::new();
+    for (name, seconds, nanos) in times {
+        entries.push(Entry::file(name, "x").at(seconds, nanos));
+        entries.push(Entry::dir(format!("d-{name}")).at(seconds, nanos));
+        entries.push(Entry::link(format!("l-{name}"), b'2', name).at(seconds, nanos));
+        entries.push(Entry::node(format!("p-{name}"), b'6', 0, 0).at(seconds, nanos));
+    }
+    // A child that comes later changes nothing of its parent.
+    let later = vec![
+        Entry::file("d-1970/child", "x"),
+        Entry::file("d-2100/.wh.none", ""),
+    ];
+    let layers = stack(vec![entries, later]);
+    // Umoci counts nanoseconds in 64 bits, which end in 2262.
+    let far = ["", "d-", "l-", "p-"].map(|kind| {
+        times[10..]
+            .iter()
+            .map(move |time| format!("{kind}{}", time.0))
+    });
+    let far: Vec<String> = far.into_iter().flatten().collect();
+    let apart: Vec<&str> = far.iter().map(String::as_str).collect();
+    assert_alike("times", &layers, &layers, &apart, |root| {
+        for name in &apart {
+            let stat = fs::symlink_metadata(root.join(name)).unwrap();
+            let time = times.iter().find(|time| name.ends_with(time.0)).unwrap();
+            assert_eq!(
+                (stat.mtime(), stat.mtime_nsec()),
+                (time.1, i64::from(time.2)),
+                "{name}"
+            );
+        }
+    });
+
+    // What no file system of this kind can say becomes the nearest that it can.
+    let beyond = [("early", -99_999_999_999, 7), ("late", 99_999_999_999, 7)];
+    let beyond = beyond.map(|(name, seconds, nanos)| Entry::file(name, "x").at(seconds, nanos));
+    let layers = stack(vec![beyond.to_vec()]);
+    assert_alike("beyond", &layers, &layers, &["early", "late"], |root| {
+        for (name, seconds) in [("early", -0x8000_0000), ("late", 0x3_7fff_ffff)] {
+            let stat = fs::metadata(root.join(name)).unwrap();
+            assert_eq!((stat.mtime(), stat.mtime_nsec()), (seconds, 0), "{name}");
+        }
+    });
+}
+
+/// A layer made by GNU tar of one file with large holes.
+fn holey(dir: &Path, options: &[&str], seconds: &str) -> Vec<u8> {
+    use std::os::unix::fs::FileExt as _;
+    let tree = dir.join("tree");
+    fs::create_dir_all(tree.join("dir")).unwrap();
+    for (name, size) in [
+        ("dir/holes", 64 << 20),
+        ("all-hole", 32 << 20),
+        ("tail", 70_000),
+    ] {
+        let file = File::create(tree.join(name)).unwrap();
+        file.set_len(size).unwrap();
+        if name != "all-hole" {
+            file.write_all_at(b"in the first block", 100).unwrap();
+        }
+        if name == "dir/holes" {
+            // More ranges than fit into one header, the last one to the very end.
+            for at in 1..60u64 {
+                file.write_all_at(&[at as u8; 5000], at * 1_000_000)
+                    .unwrap();
+            }
+            file.write_all_at(b"end", size - 3).unwrap();
+        }
+    }
+    let out = dir.join("layer.tar");
+    let done = Command::new("tar")
+        .args(options)
+        .args(["--sort=name", "--numeric-owner", "--owner=12", "--group=34"])
+        .arg(format!("--mtime=@{seconds}"))
+        .arg("-cf")
+        .arg(&out)
+        .arg("-C")
+        .arg(&tree)
+        .arg(".")
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
+    fs::read(out).unwrap()
+}
+
+#[test]
+fn sparse_files_of_every_form_are_those_of_umoci_and_keep_their_holes() {
+    if !inside("sparse_files_of_every_form_are_those_of_umoci_and_keep_their_holes") {
+        return;
+    }
+    for (options, seconds) in [
+        // Negative in the header itself.
+        (&["--format=gnu"][..], "-86400"),
+        (&["--format=pax", "--sparse-version=0.0"], "1.5"),
+        (&["--format=pax", "--sparse-version=0.1"], "4102444800"),
+        (&["--format=pax", "--sparse-version=1.0"], "-1.25"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = [holey(dir.path(), &[&["-S"], options].concat(), seconds)];
+        assert!(layer[0].len() < 1 << 20, "no holes were found: {options:?}");
+        // Umoci does not know the oldest form.
+        let other = options[0]
+            .contains("gnu")
+            .then(|| [holey(dir.path(), options, seconds)]);
+        let other = other.as_ref().unwrap_or(&layer);
+        assert_alike(&format!("{options:?}"), &layer, other, &[], |root| {
+            for (name, most) in [("dir/holes", 760 << 10), ("all-hole", 0), ("tail", 4096)] {
+                let kept = fs::metadata(root.join(name)).unwrap().blocks() * 512;
+                assert!(kept <= most, "{options:?}: {name} takes {kept} bytes");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_hundred_and_twenty_seven_layers_are_those_of_umoci() {
+    if !inside("a_hundred_and_twenty_seven_layers_are_those_of_umoci") {
+        return;
+    }
+    let layer = |number: usize| {
+        let mut entries = vec![
+            Entry::file("every", format!("{number}")),
+            Entry::file(format!("dir/{number}"), "x").at(number as i64, 0),
+        ];
+        match number % 7 {
+            1 => entries.push(Entry::file(format!("dir/.wh.{}", number - 1), "")),
+            2 => entries.push(Entry::link(format!("hard-{number}"), b'1', "every")),
+            3 => entries.push(Entry::link(format!("late-{number}"), b'1', "hard-2")),
+            4 => entries.clear(),
+            5 => entries.insert(0, Entry::dir("dir").mode(0o700 + number as u32 % 8)),
+            6 if number > 100 => entries.push(Entry::file("dir/.wh..wh..opq", "")),
+            _ => {}
+        }
+        entries
+    };
+    assert_same("127 layers", &stack((0..127).map(layer).collect()), |_| {});
+}
+
+/// On purpose not umoci's: the place where e2fsck puts what it finds is made for every ext4,
+/// and what an image has there, which is what e2fsck once found on some builder's disk, is left
+/// out.
+#[test]
+fn a_lost_and_found_of_the_image_is_left_out_at_the_top_only() {
+    if !inside("a_lost_and_found_of_the_image_is_left_out_at_the_top_only") {
+        return;
+    }
+    let layers = stack(vec![vec![
+        Entry::dir("lost+found").mode(0o755).owner(5, 5),
+        Entry::file("lost+found/#12", "found"),
+        Entry::link("kept", b'1', "lost+found/#12"),
+        Entry::dir("home/lost+found").mode(0o711),
+        Entry::file("home/lost+found/x", "x"),
+    ]]);
+    assert_same("lost+found", &layers, |root| {
+        let stat = fs::metadata(root.join("lost+found")).unwrap();
+        assert_eq!((stat.mode() & 0o7777, stat.uid()), (0o700, 0));
+        assert_eq!(fs::read_dir(root.join("lost+found")).unwrap().count(), 0);
+        assert_eq!(fs::read(root.join("kept")).unwrap(), b"found");
+    });
+    let file = stack(vec![vec![Entry::file("lost+found", "x")]]);
+    assert_same("a file of that name", &file, |root| {
+        assert!(root.join("lost+found").is_dir());
+    });
+}
+
+#[test]
+fn a_path_of_4096_bytes_is_taken_and_one_more_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let deep = |length: usize| {
+        let mut path = vec!["d".repeat(250); 16].join("/");
+        path.push('/');
+        path.push_str(&"e".repeat(length - path.len()));
+        stack(vec![vec![Entry::file(path, "x")]])
+    };
+    for (length, pack) in [(4095, Pack::Zstd), (4096, Pack::No)] {
+        write(&deep(length), &dir.path().join(length.to_string()), pack);
+    }
+    let error = make(&deep(4097), &dir.path().join("longer"), Pack::No).unwrap_err();
+    assert!(error.is_of_the_image(), "{error:?}");
+}
