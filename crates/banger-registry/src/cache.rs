@@ -110,6 +110,18 @@ impl Cache {
         Ok(found)
     }
 
+    /// Bytes of the blob that are here, whole or as a part.
+    ///
+    /// # Errors
+    /// [`RegistryError::Cache`].
+    pub(crate) fn held(&self, digest: Digest) -> Result<u64, RegistryError> {
+        if let Some(size) = self.size(digest)? {
+            return Ok(size);
+        }
+        let part = fs::symlink_metadata(part_of(&self.path(digest)));
+        Ok(part.map_or(0, |part| part.len()))
+    }
+
     /// Takes a blob and its part away; absent is fine. A part that is being written stays.
     ///
     /// # Errors

@@ -127,6 +127,12 @@ pub enum RegistryError {
         /// The file that was being written.
         path: PathBuf,
     },
+    /// There would not be, so nothing was fetched.
+    #[error("{why}")]
+    NoRoom {
+        /// What whoever knows the disk says.
+        why: String,
+    },
     /// The cache could not be read or written for another reason.
     #[error("cannot {doing} {}", .path.display())]
     Cache {

@@ -99,6 +99,32 @@ pub struct Pulled {
     pub layers: Vec<PathBuf>,
 }
 
+/// What an image will take, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weight {
+    /// Its layers, as they are packed.
+    pub layers: u64,
+    /// What of them is not in the cache yet.
+    pub missing: u64,
+}
+
+/// Says why there is no room for an image.
+pub type Admit<'p> = &'p (dyn Fn(&Weight) -> Result<(), String> + Send + Sync);
+
+impl Weight {
+    fn of(layers: &[&Descriptor], cache: &Cache) -> Result<Weight, RegistryError> {
+        let mut weight = Weight {
+            layers: 0,
+            missing: 0,
+        };
+        for layer in layers {
+            weight.layers += layer.size;
+            weight.missing += layer.size.saturating_sub(cache.held(layer.digest)?);
+        }
+        Ok(weight)
+    }
+}
+
 impl Client {
     /// A client. Reads the host's certificates, and asks nobody anything yet.
     ///
@@ -133,10 +159,26 @@ impl Client {
         progress: Progress<'_>,
         cancel: &CancellationToken,
     ) -> Result<Pulled, RegistryError> {
+        self.pull_if(reference, cache, &|_| Ok(()), progress, cancel)
+            .await
+    }
+
+    /// The same, but before a layer is asked for, `admit` says whether there is room for them.
+    ///
+    /// # Errors
+    /// Those of [`Client::pull`], and [`RegistryError::NoRoom`].
+    pub async fn pull_if(
+        &self,
+        reference: &Reference,
+        cache: &Cache,
+        admit: Admit<'_>,
+        progress: Progress<'_>,
+        cancel: &CancellationToken,
+    ) -> Result<Pulled, RegistryError> {
         tokio::select! {
             biased;
             () = cancel.cancelled() => Err(RegistryError::Cancelled),
-            pulled = self.pull_all(reference, cache, progress) => pulled,
+            pulled = self.pull_all(reference, cache, admit, progress) => pulled,
         }
     }
 
@@ -144,6 +186,7 @@ impl Client {
         &self,
         reference: &Reference,
         cache: &Cache,
+        admit: Admit<'_>,
         progress: Progress<'_>,
     ) -> Result<Pulled, RegistryError> {
         let session = Session::new(
@@ -160,6 +203,8 @@ impl Client {
             .iter()
             .filter(|layer| seen.insert(layer.digest))
             .collect();
+        let weight = Weight::of(&layers, cache)?;
+        admit(&weight).map_err(|why| RegistryError::NoRoom { why })?;
         let total = layers.iter().map(|layer| layer.size).sum::<u64>() + manifest.config.size;
         let tally = Tally::new(total, progress);
 

@@ -12,6 +12,9 @@ use super::flight::was_cancelled;
 use crate::daemon::describe;
 use crate::failure::Failure;
 
+/// What makes room.
+const RECLAIM: &str = "banger disk --reclaim";
+
 pub(super) fn of_apt(error: &AptError) -> Failure {
     match error {
         AptError::NoTool { hint, .. } => describe(Code::NoTool, error).hint(*hint),
@@ -56,13 +59,14 @@ pub(super) fn of_registry(error: &RegistryError) -> Failure {
         RegistryError::RateLimited { .. } | RegistryError::Unavailable { .. } => Code::Unreachable,
         RegistryError::Damaged { .. } => Code::VerifyFailed,
         RegistryError::Unsupported { .. } => Code::Unsupported,
-        RegistryError::NoSpace { .. } => Code::NoSpace,
+        RegistryError::NoSpace { .. } | RegistryError::NoRoom { .. } => Code::NoSpace,
         RegistryError::Cache { .. } | RegistryError::Setup { .. } => Code::Internal,
         RegistryError::Cancelled => return was_cancelled(),
     };
     let failure = describe(code, error);
     match error.hint() {
         Some(hint) => failure.hint(hint),
+        None if code == Code::NoSpace => failure.hint(RECLAIM),
         None => failure,
     }
 }
@@ -76,7 +80,7 @@ pub(super) fn of_worker(error: &WorkerError) -> Failure {
     if error.is_cancelled() {
         was_cancelled()
     } else if error.is_no_space() {
-        describe(Code::NoSpace, error)
+        describe(Code::NoSpace, error).hint(RECLAIM)
     } else if error.is_of_the_image() {
         describe(Code::BadArchive, error)
     } else {

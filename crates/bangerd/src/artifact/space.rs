@@ -1,8 +1,10 @@
 //! Room on the disk: nothing large is begun when little is left.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use banger_api::error::Code;
+use banger_registry::Weight;
 
 use crate::failure::Failure;
 
@@ -22,6 +24,32 @@ pub(crate) fn enough(place: &Path) -> Result<(), Failure> {
 pub(crate) fn free_bytes(place: &Path) -> std::io::Result<u64> {
     let found = rustix::fs::statvfs(place)?;
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+/// Says why an image that is pulled would not fit: its layers in the cache, and unpacked beside
+/// the other images. Twice the layers is less than most unpack to, so that what would fit is not
+/// refused; what then does not fit is told when it is written.
+pub(crate) fn for_image(cache: &Path, images: &Path, weight: &Weight) -> Result<(), String> {
+    let root = weight.layers.saturating_mul(2);
+    let device = |place: &Path| std::fs::metadata(place).map(|found| found.dev()).ok();
+    let asked = if device(cache) == device(images) {
+        vec![(images, root.saturating_add(weight.missing))]
+    } else {
+        vec![(cache, weight.missing), (images, root)]
+    };
+    for (place, needed) in asked {
+        // A file system that cannot be asked will say so when it is written.
+        if let Ok(free) = free_bytes(place)
+            && free < needed
+        {
+            let (needed, free) = (needed.div_ceil(1 << 20), free >> 20);
+            let place = place.display();
+            return Err(format!(
+                "the image needs about {needed}M in {place}, and {free}M are free"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn too_little(free: u64, place: &Path) -> Failure {
@@ -47,5 +75,24 @@ mod tests {
         let failure = too_little((4 << 30) / 10, Path::new("/s"));
         assert_eq!(failure.message, "1G free space needed, 0.4G left in /s");
         assert_eq!(failure.code.status(), 507);
+    }
+
+    #[test]
+    fn an_image_that_cannot_fit_is_told_with_what_it_needs() {
+        let dir = tempfile::tempdir().unwrap();
+        let weight = |layers, missing| Weight { layers, missing };
+        assert_eq!(for_image(dir.path(), dir.path(), &weight(1, 1)), Ok(()));
+        // More than any file system holds.
+        let all = u64::MAX / 4;
+        let why = for_image(dir.path(), dir.path(), &weight(all, 0)).unwrap_err();
+        assert!(
+            why.starts_with("the image needs about 8796093022208M"),
+            "{why}"
+        );
+        let elsewhere = for_image(dir.path(), Path::new("/proc"), &weight(1, all)).unwrap_err();
+        assert!(
+            elsewhere.contains(dir.path().to_str().unwrap()),
+            "{elsewhere}"
+        );
     }
 }

@@ -8,15 +8,16 @@ use banger_api::image::{Image, ImagePullParams, OciConfig};
 use banger_images::oci::{Config, Order};
 use banger_images::{Cancel, Report, ext4, worker};
 use banger_model::ImageName;
-use banger_registry::local;
-use banger_registry::{Cache, Client, Limits, Local, Platform, Pulled, Reference, Source};
+use banger_registry::{
+    Cache, Client, Limits, Local, Platform, Pulled, Reference, Source, Weight, local,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::super::cancelled::cancelled;
 use super::super::flight::was_cancelled;
 use super::super::own::GivenKernel;
 use super::super::records::ImageRecord;
-use super::super::{Kind, Shelf, blocking, failures};
+use super::super::{Kind, Shelf, blocking, failures, space};
 use super::{Filled, bad_name, make};
 use crate::failure::Failure;
 use crate::ports::Progress;
@@ -194,7 +195,11 @@ impl Shelf {
             let progress = |done, total| report.bytes(done, Some(total));
             // Whoever cancels drops this future, which is as good.
             let token = CancellationToken::new();
-            client.pull(reference, &cache, &progress, &token).await
+            let admit =
+                |weight: &Weight| space::for_image(&self.0.cache, &self.0.images_dir, weight);
+            client
+                .pull_if(reference, &cache, &admit, &progress, &token)
+                .await
         };
         pulled.await.map_err(|error| failures::of_registry(&error))
     }
