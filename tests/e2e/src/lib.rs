@@ -10,13 +10,16 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod archive;
 pub mod census;
 pub mod disk;
 pub mod done;
 pub mod fixture;
 pub mod house;
+pub mod registry;
 pub mod run;
 pub mod terminal;
+pub mod toy;
 pub mod user;
 pub mod wait;
 pub mod world;
@@ -25,6 +28,7 @@ pub use census::Census;
 pub use done::Done;
 pub use fixture::{Kernel, Root};
 pub use house::House;
+pub use registry::Registry;
 pub use run::{Call, Live};
 pub use terminal::Terminal;
 pub use user::User;

@@ -1,0 +1,396 @@
+//! Images and registries that want the host no good: each is refused with its reason, leaves
+//! nothing behind, and the daemon goes on.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use e2e::archive::{Entry, gzip, tar};
+use e2e::toy::{Answer, Asked, Image, Toy};
+use e2e::{Census, House};
+use serde_json::{Value, json};
+
+/// Pulls by the daemon's own interface: the finished operation.
+fn pull(house: &House, reference: &str, name: &str) -> Value {
+    let body = json!({"ref": reference, "name": name});
+    let reply = house.api("POST", "/v1/images/pull", Some(&body));
+    assert_eq!(reply.status, 202, "{:?}", reply.body);
+    let id = reply.body["operation"]["id"].as_str().expect("an id");
+    let path = format!("/v1/operations/{id}?wait=50s");
+    let mut shown = house.api("GET", &path, None).body;
+    if shown["operation"]["done"] == false {
+        shown = house.api("GET", &path, None).body;
+    }
+    assert_eq!(shown["operation"]["done"], true, "{shown}");
+    shown["operation"].clone()
+}
+
+/// Fails unless the pull is refused like this, and nothing is left of it.
+#[track_caller]
+fn refused(house: &House, before: &Census, reference: &str, code: &str, words: &str) -> String {
+    let done = pull(house, reference, "hostile");
+    assert_eq!(done["success"], false, "{done}");
+    assert_eq!(done["error_code"], code, "{done}");
+    let error = done["error"].as_str().unwrap_or_default();
+    assert!(error.contains(words), "no {words:?} in {error:?}");
+    let left = house.census().more_than(before);
+    assert!(left.is_empty(), "left by {words:?}: {left:#?}");
+    assert_eq!(house.api("GET", "/v1/ping", None).status, 200);
+    done["hint"].as_str().unwrap_or_default().to_owned()
+}
+
+/// A house whose daemon runs.
+fn house() -> (House, Census) {
+    let house = House::new();
+    let _ = house.banger("list").ok();
+    let before = house.census();
+    (house, before)
+}
+
+fn good() -> Image {
+    Image::of(vec![gzip(&tar(&[Entry::file("good", "good")]))])
+}
+
+/// The daemon is as well as ever.
+#[track_caller]
+fn assert_well(house: &House, toy: &Toy) {
+    let done = pull(house, &toy.put("good", good()), "good");
+    assert_eq!(done["success"], true, "{done}");
+    let _ = house.banger("image rm good").ok();
+}
+
+#[test]
+fn archives_that_lie_are_refused_by_the_name_of_their_entry() {
+    let (house, before) = house();
+    let toy = Toy::start(|_| None);
+    let long = "x".repeat(256);
+    let file = |path: &str| Entry::file(path, "x");
+    let cases: Vec<(&str, Vec<Entry>)> = vec![
+        (
+            "../../up\\\" of the archive: its path leads upwards",
+            vec![file("../../up")],
+        ),
+        (
+            "a/../../b\" of the archive: its path leads upwards",
+            vec![file("a/../../b")],
+        ),
+        (
+            "hidden\" of the archive: its path leads upwards",
+            vec![file("plain").record("path", "../hidden")],
+        ),
+        (
+            "a hard link to nothing",
+            vec![Entry::link("h", "/etc/passwd", true)],
+        ),
+        (
+            "its path leads upwards",
+            vec![Entry::link("h", "../../etc/passwd", true)],
+        ),
+        (
+            "a hard link to a directory",
+            vec![Entry::of("d/", b'5'), Entry::link("h", "d", true)],
+        ),
+        (
+            "below something that is not a directory",
+            vec![file("f"), file("f/x")],
+        ),
+        (
+            "too many symbolic links",
+            vec![
+                Entry::link("a", "b", false),
+                Entry::link("b", "a", false),
+                file("a/x"),
+            ],
+        ),
+        ("zero byte", vec![file("plain").record("path", "a\0b")]),
+        ("not UTF-8", vec![Entry::file(b"dir/\xff\xfe", "x")]),
+        ("not UTF-8", vec![Entry::link("l", b"\xff", false)]),
+        (
+            "its name is too long",
+            vec![file("plain").record("path", &long)],
+        ),
+        ("damaged number", vec![file("f").record("size", "-1")]),
+        (
+            "damaged number",
+            vec![file("f").record("uid", "99999999999999999999")],
+        ),
+        ("damaged time", vec![file("f").record("mtime", "soon")]),
+        (
+            "too large for the file system",
+            vec![file("f").record("SCHILY.xattr.user.large", vec![b'x'; 60_000])],
+        ),
+        (
+            "namespace that is not known",
+            vec![file("f").record("SCHILY.xattr.odd.name", "x")],
+        ),
+        (
+            "a damaged access list",
+            vec![file("f").record("SCHILY.xattr.system.posix_acl_access", "x")],
+        ),
+        ("a whiteout of nothing", vec![file("d/.wh...")]),
+        ("of a kind that is not known", vec![Entry::of("odd", b'Q')]),
+        (
+            "the root must be a directory",
+            vec![file("./").record("path", ".")],
+        ),
+        // Sizes that are not there, or are more than there may be.
+        ("too many bytes", vec![file("bomb").declare(1 << 40)]),
+        (
+            "too many bytes",
+            vec![file("bomb").record("size", u64::MAX.to_string())],
+        ),
+        ("ends early", vec![file("cut").declare(1 << 30)]),
+        (
+            "sparse map",
+            vec![
+                file("s")
+                    .record("GNU.sparse.major", "0")
+                    .record("GNU.sparse.minor", "1")
+                    .record("GNU.sparse.name", "s")
+                    .record("GNU.sparse.size", "100")
+                    .record("GNU.sparse.map", "0,5,3,5"),
+            ],
+        ),
+    ];
+    for (number, (words, entries)) in cases.iter().enumerate() {
+        for packed in [
+            gzip(&tar(entries)),
+            zstd::encode_all(&tar(entries)[..], 1).expect("memory"),
+        ] {
+            let reference = toy.put(&format!("case-{number}"), Image::of(vec![packed]));
+            let words = words.replace("\\\"", "\"");
+            refused(&house, &before, &reference, "bad_archive", &words);
+        }
+    }
+    // What is no archive at all.
+    let half = gzip(&tar(&[Entry::file("x", vec![7; 100_000])]));
+    let half = half[..half.len() / 2].to_vec();
+    // A frame whose window is as large as the format allows.
+    let window = [&[0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8][..], &[1, 0, 0]].concat();
+    for (tag, layer) in [("noise", vec![1; 5000]), ("half", half), ("window", window)] {
+        let reference = toy.put(tag, Image::of(vec![layer]));
+        refused(&house, &before, &reference, "bad_archive", "");
+    }
+    assert_well(&house, &toy);
+}
+
+#[test]
+fn names_that_lead_out_of_an_image_stay_inside() {
+    let (house, before) = house();
+    let toy = Toy::start(|_| None);
+    let outside = house.dir().join("home");
+    let target = outside.to_str().expect("a path is text").to_owned();
+    let up = format!("{}{target}", "../".repeat(20));
+    let layers = vec![
+        tar(&[
+            Entry::file(format!("{target}/absolute"), "1"),
+            Entry::link("by-name", &target, false),
+            Entry::file("by-name/through", "2"),
+            Entry::link("upwards", &up, false),
+            Entry::file("upwards/through-up", "3"),
+        ]),
+        tar(&[
+            Entry::file("by-name/later", "4"),
+            Entry::file("by-name/.wh.through", ""),
+        ]),
+    ];
+    let layers = layers.iter().map(|layer| gzip(layer)).collect();
+    let done = pull(&house, &toy.put("inside", Image::of(layers)), "inside");
+    assert_eq!(done["success"], true, "{done}");
+    assert_eq!(fs::read_dir(&outside).expect("it is there").count(), 0);
+    let shown = house.banger("image show inside --json").ok().json();
+    let rootfs = shown["image"]["rootfs_path"].as_str().expect("a path");
+    e2e::disk::assert_clean(Path::new(rootfs));
+    for (name, text) in [("absolute", "1"), ("through-up", "3"), ("later", "4")] {
+        let cat = format!("cat {target}/{name}");
+        let done = e2e::Call::new("debugfs", ["-R", &cat, rootfs]).run().ok();
+        assert_eq!(done.out(), text, "{name}");
+    }
+    let _ = house.banger("image rm inside").ok();
+    assert!(house.census().more_than(&before).is_empty());
+}
+
+#[test]
+fn a_million_empty_entries_are_an_image_and_two_millions_and_one_are_not() {
+    let (house, before) = house();
+    let toy = Toy::start(|_| None);
+    let many = |count: usize| {
+        let mut layer = Vec::with_capacity(count * 512 + 1024);
+        for number in 0..count {
+            let path = format!("d{}/{number}", number / 1000);
+            layer.extend(e2e::archive::header(path.as_bytes(), b'0', 0, b""));
+        }
+        layer.resize(layer.len() + 1024, 0);
+        Image::of(vec![gzip(&layer)])
+    };
+    let done = pull(&house, &toy.put("million", many(1_000_000)), "million");
+    assert_eq!(done["success"], true, "{done}");
+    let _ = house.banger("image rm million").ok();
+    let reference = toy.put("more", many(2_000_001));
+    refused(
+        &house,
+        &before,
+        &reference,
+        "bad_archive",
+        "too many entries",
+    );
+    assert_well(&house, &toy);
+}
+
+#[test]
+fn registries_that_fail_or_lie_are_told_apart() {
+    let (house, before) = house();
+    let noise: Vec<u8> = (0..500_000u32)
+        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
+    let image = Image::of(vec![gzip(&tar(&[Entry::file("noise", noise)]))]);
+    let (blob, layer) = (image.layer_path(0), image.layers[0].clone());
+    let manifest = |tag: &str| format!("/v2/team/app/manifests/{tag}");
+    let of_blob = move |asked: &Asked, answer: &dyn Fn(&Asked) -> Answer| {
+        (asked.path == blob).then(|| answer(asked))
+    };
+    let json = "Content-Type: application/json";
+    type Other = Box<dyn Fn(&Asked) -> Option<Answer> + Send + Sync>;
+    let status = |status: u16, line: &'static str, said: &'static str| -> Other {
+        Box::new(move |asked| {
+            let answer = Answer::new(status, said).with(json).with(line);
+            asked.path.contains("/manifests/").then_some(answer)
+        })
+    };
+    let (wrong, short, long, cut) = (layer.clone(), layer.clone(), layer.clone(), layer.clone());
+    let blobs: [Other; 4] = {
+        let [a, b, c, d] = [of_blob.clone(), of_blob.clone(), of_blob.clone(), of_blob];
+        [
+            Box::new(move |asked| {
+                a(asked, &|_| {
+                    let mut wrong = wrong.clone();
+                    wrong[1000] ^= 1;
+                    Answer::new(200, wrong)
+                })
+            }),
+            Box::new(move |asked| b(asked, &|_| Answer::new(200, &short[..short.len() - 1]))),
+            Box::new(move |asked| c(asked, &|_| Answer::new(200, [&long[..], b"more"].concat()))),
+            // Half of what is left, each time.
+            Box::new(move |asked| {
+                d(asked, &|asked| {
+                    let answer = e2e::toy::part(&cut, asked.from);
+                    let half = answer.body.len() / 2;
+                    answer.cut(half)
+                })
+            }),
+        ]
+    };
+    let [wrong, short, long, cut] = blobs;
+    let huge: Other = Box::new(|asked| {
+        let huge = || Answer::new(200, vec![b' '; 5 << 20]);
+        asked.path.contains("/manifests/").then(huge)
+    });
+    let around: Other = Box::new(|asked| {
+        let again = Answer::new(307, "").with(format!("Location: {}", asked.path));
+        asked.path.contains("/manifests/").then_some(again)
+    });
+    let cases: Vec<(&str, &str, &str, Other)> = vec![
+        ("verify_failed", "is damaged: it is sha256:", "", wrong),
+        ("verify_failed", "is damaged", "", short),
+        ("verify_failed", "has more than", "", long),
+        ("unreachable", "cannot fetch blob", "", cut),
+        ("unsupported", "", "", huge),
+        ("unreachable", "", "", around),
+        (
+            "registry_denied",
+            "(401)",
+            "docker login 127.0.0.1",
+            status(401, "X: y", "{}"),
+        ),
+        (
+            "registry_denied",
+            "(403)",
+            "docker login 127.0.0.1",
+            status(403, "X: y", "{}"),
+        ),
+        (
+            "unreachable",
+            "takes no more requests for now: slow down",
+            "try again in 3600 s",
+            status(
+                429,
+                "Retry-After: 3600",
+                r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}"#,
+            ),
+        ),
+        (
+            "unreachable",
+            "it answered 500",
+            "",
+            status(500, "X: y", "{}"),
+        ),
+        (
+            "unreachable",
+            "it answered 503",
+            "",
+            status(503, "X: y", "{}"),
+        ),
+        ("not_found", "has no", "", status(404, "X: y", "{}")),
+    ];
+    for (code, words, hint, other) in cases {
+        let toy = Toy::start(other);
+        let reference = toy.put("1", image.clone());
+        let said = refused(&house, &before, &reference, code, words);
+        assert!(
+            said.contains(hint),
+            "{code} {words}: no {hint:?} in {said:?}"
+        );
+        if code != "verify_failed" && !words.contains("blob") {
+            assert!(!toy.asked(&manifest("1")).is_empty());
+        }
+        assert_whole(&house, words.contains("cannot fetch blob"));
+    }
+    assert_well(&house, &Toy::start(|_| None));
+}
+
+/// The cache has no blob whose name is a lie, and parts only where a transfer broke off.
+#[track_caller]
+fn assert_whole(house: &House, parts: bool) {
+    let blobs = house.cache().join("blobs/sha256");
+    for entry in fs::read_dir(blobs).into_iter().flatten().flatten() {
+        let name = entry.file_name().into_string().expect("a name is text");
+        if name.ends_with(".part") {
+            assert!(parts, "{name} is left");
+            fs::remove_file(entry.path()).expect("an own file");
+        } else {
+            let bytes = fs::read(entry.path()).expect("an own file");
+            assert_eq!(e2e::toy::digest(&bytes), format!("sha256:{name}"));
+        }
+    }
+}
+
+#[test]
+fn a_credential_helper_that_hangs_is_given_up_and_named() {
+    let house = House::new();
+    let bin = house.dir().join("home/bin");
+    fs::create_dir_all(&bin).expect("an own directory");
+    let helper = bin.join("docker-credential-stuck");
+    fs::write(&helper, "#!/bin/sh\nexec sleep 1000\n").expect("an own file");
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).expect("an own file");
+    let docker = house.dir().join("home/.docker");
+    fs::create_dir_all(&docker).expect("an own directory");
+    fs::write(docker.join("config.json"), r#"{"credsStore":"stuck"}"#).expect("an own file");
+    let path = std::env::var("PATH").unwrap_or_default();
+    house.set_env("PATH", &format!("{}:{path}", bin.display()));
+    let _ = house.banger("list").ok();
+    let before = house.census();
+    let toy = Toy::start(|asked| {
+        let login = || Answer::new(401, "").with("WWW-Authenticate: Basic realm=\"toy\"");
+        asked.path.ends_with("/private").then(login)
+    });
+    let reference = toy.put("private", good());
+    let hint = refused(
+        &house,
+        &before,
+        &reference,
+        "registry_denied",
+        "credential helper docker-credential-stuck",
+    );
+    assert!(hint.contains("docker-credential-stuck list"), "{hint}");
+    assert_well(&house, &toy);
+}
