@@ -3,7 +3,7 @@
 # make test     format, lints and every test, real guests included
 # make install  PREFIX=/usr/local
 # make audit    licences, sources and banned crates
-# make bench    ratios against the bare engine
+# make bench    ratios against the bare engine and the usual tools
 
 PREFIX ?= /usr/local
 CARGO ?= cargo

@@ -105,12 +105,16 @@ impl House {
         Ok(Run { wall, stages })
     }
 
-    /// What the daemon costs when there is nothing to do.
-    pub(crate) fn idle(&self) -> Result<String> {
+    /// The daemon's process.
+    pub(crate) fn daemon(&self) -> Result<u64> {
         let ping: Value =
             serde_json::from_slice(&self.output(&["daemon", "status", "--json"])?.stdout)?;
-        let pid = ping["pid"].as_u64().context("a pid")?;
-        Ok(format!("idle daemon: {}", at_rest(pid)?))
+        ping["pid"].as_u64().context("a pid")
+    }
+
+    /// What the daemon costs when there is nothing to do.
+    pub(crate) fn idle(&self) -> Result<String> {
+        Ok(format!("idle daemon: {}", at_rest(self.daemon()?)?))
     }
 }
 

@@ -5,7 +5,8 @@
 //! ([`bench-init`]) to the same command and a reset. The two command lines are
 //! printed: they differ only in the initramfs and in the line to the agent. The
 //! same run with a network shows what a gateway costs at the start; what it is
-//! worth afterwards is held against QEMU's own way out, see [`network`].
+//! worth afterwards is held against QEMU's own way out, see [`network`]. How fast an image is
+//! had is held against the usual tools, see [`pull`].
 //!
 //! [`bench-init`]: ../bin/bench-init.rs
 
@@ -14,7 +15,9 @@
 mod bare;
 mod house;
 mod measure;
+mod memory;
 mod network;
+mod pull;
 mod slirp;
 
 use anyhow::{Context, Result, ensure};
@@ -33,15 +36,20 @@ fn main() -> Result<()> {
     };
     let section = words.next().unwrap_or_else(|| "all".to_owned());
     ensure!(
-        ["all", "run", "network"].contains(&&*section),
-        "the second argument is run or network, not {section}"
+        ["all", "run", "network", "pull"].contains(&&*section),
+        "the second argument is run, network or pull, not {section}"
     );
-    if section != "network" {
+    let wanted = |name: &str| section == "all" || section == name;
+    if wanted("run") {
         run(rounds)?;
     }
-    if section != "run" {
+    if wanted("network") {
         println!("\n## network\n");
         println!("{}", network::section(rounds)?);
+    }
+    if wanted("pull") {
+        println!("\n## pull\n");
+        println!("{}", pull::section(rounds)?);
     }
     Ok(())
 }
