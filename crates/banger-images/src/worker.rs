@@ -129,7 +129,7 @@ pub fn write_here(
         path: dir.to_owned(),
         cause,
     })?;
-    let written = oci::write(&layers, &files, order, cancel, report)
+    let written = oci::write(layers, &files, order, cancel, report)
         .map_err(|error| Refused::of(&error).into());
     kept(dir, &written);
     written
