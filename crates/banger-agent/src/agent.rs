@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use banger_wire::agent::{Boot, Booted, Event, Health};
-use tokio::sync::{Notify, SetOnce, watch};
+use bytes::Bytes;
+use tokio::sync::{Notify, SetOnce, mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::boot::{self, BootError};
@@ -26,6 +27,8 @@ pub(crate) struct Agent {
     events: watch::Sender<Vec<Event>>,
     stop: watch::Sender<Option<Duration>>,
     commands: watch::Sender<Commands>,
+    /// Who wants the root packed at the end.
+    pack: Mutex<Option<mpsc::Sender<Bytes>>>,
 }
 
 /// The machine with its root assembled.
@@ -97,6 +100,7 @@ impl Agent {
             events: watch::Sender::new(Vec::new()),
             stop: watch::Sender::new(None),
             commands: watch::Sender::new(Commands::default()),
+            pack: Mutex::default(),
         }
     }
 
@@ -184,6 +188,37 @@ impl Agent {
     pub(crate) fn ask_stop(&self, grace: Duration) {
         self.stop
             .send_if_modified(|asked| asked.replace(grace).is_none());
+    }
+
+    /// Asks for the end, and before the disks are put away for the root as
+    /// frames of an archive.
+    pub(crate) fn ask_pack(&self, grace: Duration) -> Result<mpsc::Receiver<Bytes>, Refused> {
+        if self.guest().is_none() {
+            return Err(Refused::NotBooted);
+        }
+        let (to, frames) = mpsc::channel(1);
+        let mut first = false;
+        self.stop.send_if_modified(|asked| {
+            first = asked.is_none();
+            if first {
+                // Before anybody sees that the end was asked for.
+                *self.lock_pack() = Some(to);
+                *asked = Some(grace);
+            }
+            first
+        });
+        first.then_some(frames).ok_or(Refused::Stopping)
+    }
+
+    /// Who asked for the root, once.
+    pub(crate) fn take_pack(&self) -> Option<mpsc::Sender<Bytes>> {
+        self.lock_pack().take()
+    }
+
+    fn lock_pack(&self) -> MutexGuard<'_, Option<mpsc::Sender<Bytes>>> {
+        self.pack
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     pub(crate) async fn stop_asked(&self) -> Duration {

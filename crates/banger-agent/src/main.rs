@@ -20,6 +20,7 @@ mod edge;
 mod exec;
 mod init;
 mod line;
+mod pack;
 mod serve;
 mod stop;
 

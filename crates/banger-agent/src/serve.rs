@@ -246,6 +246,11 @@ async fn route(
             agent.ask_stop(Duration::from_millis(stop.grace_ms));
             Ok(empty(StatusCode::ACCEPTED))
         }
+        (Method::POST, "/pack") => {
+            let stop: Stop = read(request.into_body()).await?;
+            let frames = agent.ask_pack(Duration::from_millis(stop.grace_ms))?;
+            Ok(with(StatusCode::OK, Answer::Stream(frames)))
+        }
         (Method::POST, "/ended") => {
             agent.end_seen.notify_one();
             Ok(empty(StatusCode::NO_CONTENT))

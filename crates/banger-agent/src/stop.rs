@@ -6,6 +6,9 @@
 //! the init's own end ─────────────────────────────────┴► trim ─► unmount
 //!    ─► both disks open alone ─► told ─► (reset)
 //! ```
+//!
+//! `/pack` is a stop after which, before anything is unmounted, the root is
+//! packed for whoever asked.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -22,6 +25,7 @@ use crate::boot::mounts;
 use crate::console::say;
 use crate::exec::signal_session;
 use crate::init::InitEnd;
+use crate::pack;
 
 /// Grace of a stop that nobody can ask for any more.
 pub(crate) const GRACE_WITHOUT_LINE: Duration = Duration::from_secs(10);
@@ -45,10 +49,12 @@ const TRIM_STEP: u64 = 4 << 30;
 
 /// Waits for the end, brings it about, and tells the daemon.
 pub(crate) async fn at_the_end(agent: &Arc<Agent>) -> Ended {
+    let mut quiet = false;
     let (reason, status) = tokio::select! {
         grace = agent.stop_asked() => {
             agent.close();
             let end = end_guest(agent, grace).await;
+            quiet = end.is_some();
             (EndReason::Stop, end.map_or_else(|| "not booted".to_owned(), InitEnd::words))
         }
         end = async { agent.booted().await.init.ended().await } => {
@@ -63,6 +69,9 @@ pub(crate) async fn at_the_end(agent: &Arc<Agent>) -> Ended {
         guest.init.spawner.close();
     }
     let _ = timeout(LAST_OUTPUT, agent.outputs_over()).await;
+    if let (Some(guest), Some(to)) = (agent.guest(), agent.take_pack()) {
+        pack::send(&guest.request, quiet, to).await;
+    }
     let clean = put_disks_away().await;
     let ended = Ended {
         reason,

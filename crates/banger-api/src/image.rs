@@ -150,9 +150,15 @@ pub struct ImagePullParams {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImageBuildParams {
-    /// `debian-SUITE` when absent.
+    /// `debian-SUITE` when absent; an image that is made of another has none
+    /// by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The image it is made of, by name or id: a VM of it runs the script or
+    /// installs the packages, and its root becomes the new image. Excludes
+    /// `suite`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_image: Option<String>,
     /// Size of the root filesystem, like `4GiB`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<String>,
@@ -165,9 +171,17 @@ pub struct ImageBuildParams {
     /// Modules directory of that kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub modules_dir: Option<String>,
-    /// Debian packages to add.
+    /// Packages to add, as the distribution names them. With `from_image`,
+    /// excludes `script`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub packages: Vec<String>,
+    /// A program for root in a VM of `from_image`: text with its interpreter
+    /// in the first line, else of `sh`; at most 1 MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script: Option<String>,
+    /// Adds Docker, of the distribution's own packages, before anything else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub docker: bool,
     /// A Debian suite.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suite: Option<String>,

@@ -1,28 +1,12 @@
 //! What a system says of itself in `os-release`.
 
-/// Longest word of it that is taken.
-const WORD_LIMIT: usize = 64;
+use crate::distribution::Distribution;
 
 /// `debian bookworm`, `alpine 3.20`, `arch`: the system's id, and the name or number of its
 /// version where there is one.
 pub(crate) fn distro(file: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(file);
-    let field = |name: &str| {
-        let mut lines = text.lines();
-        let value = lines.find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='))?;
-        let value = value.trim().trim_matches(['"', '\'']);
-        let plain = !value.is_empty()
-            && value.len() <= WORD_LIMIT
-            && value
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-        plain.then(|| value.to_owned())
-    };
-    let id = field("ID")?;
-    match field("VERSION_CODENAME").or_else(|| field("VERSION_ID")) {
-        Some(version) => Some(format!("{id} {version}")),
-        None => Some(id),
-    }
+    Distribution::parse(&text).map(|distribution| distribution.label())
 }
 
 #[cfg(test)]

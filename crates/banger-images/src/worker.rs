@@ -1,4 +1,5 @@
-//! Layers made into an image by a process of their own, which can do nothing else.
+//! Layers, or a guest's root, made into an image by a process of their own, which can do
+//! nothing else.
 //!
 //! ```text
 //! daemon ── opens the layers and the image's files ──► bangerd --write-image ORDER
@@ -29,7 +30,7 @@ use crate::progress::{Cancel, Report};
 use crate::tree::Source;
 
 pub use inside::work;
-use words::{Answer, FIRST, FLAG, News, Task};
+use words::{Answer, Content, FIRST, FLAG, News, Task};
 pub use words::{Fault, Refused};
 
 /// Layers could not be made into an image.
@@ -99,11 +100,12 @@ pub fn write(
     cancel: &Cancel,
     report: &dyn Report,
 ) -> Result<Written, WorkerError> {
-    // Whatever is on disk by that name while this runs: the program that runs now.
-    let program = Command::new("/proc/self/exe");
-    let written = write_by(program, layers, dir, order, cancel, report);
-    kept(dir, &written);
-    written
+    kept(dir, || {
+        let content = Content::Layers(layers.len());
+        let layers = layers.iter().map(|layer| open(layer).map(OwnedFd::from));
+        let layers = layers.collect::<Result<_, _>>()?;
+        give(content, layers, dir, order, cancel, report)
+    })
 }
 
 /// The same in this process and this thread, for tests whose program is another.
@@ -117,62 +119,87 @@ pub fn write_here(
     cancel: &Cancel,
     report: &dyn Report,
 ) -> Result<Written, WorkerError> {
-    let open = |path: &PathBuf| {
-        let file = File::open(path).map(Source::Packed);
-        file.map_err(|cause| WorkerError::Open {
-            path: path.clone(),
-            cause,
-        })
-    };
-    let layers = layers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    let files = RootFiles::create(dir).map_err(|cause| WorkerError::Open {
-        path: dir.to_owned(),
-        cause,
-    })?;
-    let written = oci::write(layers, &files, order, cancel, report)
-        .map_err(|error| Refused::of(&error).into());
-    kept(dir, &written);
-    written
+    kept(dir, || {
+        let layers = layers.iter().map(|layer| open(layer).map(Source::Packed));
+        let layers = layers.collect::<Result<_, _>>()?;
+        let files = files_in(dir)?;
+        let written = oci::write(layers, &files, order, cancel, report);
+        written.map_err(|error| Refused::of(&error).into())
+    })
 }
 
-/// Leaves nothing of what failed.
-fn kept(dir: &Path, written: &Result<Written, WorkerError>) {
-    let (root, seed) = match written {
-        Ok(written) => (true, written.seed),
-        Err(_) => (false, false),
-    };
-    RootFiles::keep(dir, root, seed);
-}
-
-fn write_by(
-    program: Command,
-    layers: &[PathBuf],
+/// Makes a root that a guest packed into the same files, in the same way.
+///
+/// # Errors
+/// [`WorkerError`].
+pub fn write_packed(
+    packed: File,
     dir: &Path,
     order: &Order,
     cancel: &Cancel,
     report: &dyn Report,
 ) -> Result<Written, WorkerError> {
-    let open = |path: &Path, file: io::Result<File>| {
-        file.map(OwnedFd::from).map_err(|cause| WorkerError::Open {
-            path: path.to_owned(),
-            cause,
-        })
+    kept(dir, || {
+        give(
+            Content::Root,
+            vec![packed.into()],
+            dir,
+            order,
+            cancel,
+            report,
+        )
+    })
+}
+
+/// Leaves the image's files where they were written, and nothing otherwise.
+fn kept(
+    dir: &Path,
+    write: impl FnOnce() -> Result<Written, WorkerError>,
+) -> Result<Written, WorkerError> {
+    let written = write();
+    let (root, seed) = match &written {
+        Ok(written) => (true, written.seed),
+        Err(_) => (false, false),
     };
-    let files = RootFiles::create(dir).map_err(|cause| WorkerError::Open {
+    RootFiles::keep(dir, root, seed);
+    written
+}
+
+fn open(path: &Path) -> Result<File, WorkerError> {
+    File::open(path).map_err(|cause| WorkerError::Open {
+        path: path.to_owned(),
+        cause,
+    })
+}
+
+fn files_in(dir: &Path) -> Result<RootFiles, WorkerError> {
+    RootFiles::create(dir).map_err(|cause| WorkerError::Open {
         path: dir.to_owned(),
         cause,
-    })?;
+    })
+}
+
+/// Gives a task with its descriptors to a process.
+fn give(
+    content: Content,
+    sources: Vec<OwnedFd>,
+    dir: &Path,
+    order: &Order,
+    cancel: &Cancel,
+    report: &dyn Report,
+) -> Result<Written, WorkerError> {
+    let files = files_in(dir)?;
     let (unpacked, keep_bytes) = files.unpacked.into_parts();
-    let files = [files.root, files.seed, files.spool, unpacked];
-    let mut given: Vec<OwnedFd> = files.map(OwnedFd::from).into();
-    for layer in layers {
-        given.push(open(layer, File::open(layer))?);
-    }
     let task = Task {
-        layers: layers.len(),
+        content,
         keep_bytes,
         order: order.clone(),
     };
+    let files = [files.root, files.seed, files.spool, unpacked];
+    let mut given: Vec<OwnedFd> = files.map(OwnedFd::from).into();
+    given.extend(sources);
+    // Whatever is on disk by that name while this runs: the program that runs now.
+    let program = Command::new("/proc/self/exe");
     let mut run = Run::of("the writer of images", program, cancel);
     let command = run.command();
     command.arg0("bangerd").env_clear().current_dir("/");

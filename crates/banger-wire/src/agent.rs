@@ -9,6 +9,7 @@
 //! | `GET /events` | - | JSON lines of [`Event`], the past ones first, until the stream ends |
 //! | `POST /sync` | - | 204 when all written data is on the disks |
 //! | `POST /stop` | [`Stop`] | 202 at once; [`Event::Ended`] follows, then the machine resets |
+//! | `POST /pack` | [`Stop`] | the end as by `/stop`; frames: `stdout` is a tar of the guest's root, packed when nothing runs any more, the last frame `exit` or `error` |
 //! | `POST /ended` | - | 204: the daemon has seen `Ended`, the agent need not wait |
 //! | `POST /clock` | [`Clock`] | 204 |
 //!

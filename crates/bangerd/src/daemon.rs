@@ -320,6 +320,9 @@ impl Daemon {
     /// Lets what runs here end; the VMs are not ours to end.
     async fn drain(&self) {
         self.app.shelf.cancel_all();
+        // Builds give their VMs back while those have supervisors.
+        self.app.tasks.close();
+        let _ = tokio::time::timeout(LAST_WORK, self.app.tasks.wait()).await;
         self.app.vms.drain().await;
         for tracker in [&self.app.streams, &self.app.tasks] {
             tracker.close();

@@ -7,6 +7,7 @@
 
 mod arguments;
 mod artifact;
+mod build;
 mod config;
 mod copy;
 mod daemon;

@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use banger_engine::machine::{Abilities, End, Facts, Machine, Transport};
-use banger_model::{Holding, VmId};
+use banger_images::{Cancel, Report};
+use banger_model::{Holding, Size, VmId};
 use banger_wire::agent::{Boot, Booted, Event, Exec, Health, Pong, Stop};
 use banger_wire::frames::Frame;
 use banger_wire::gateway::Counters;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::failure::Failure;
 
@@ -175,6 +176,10 @@ pub(crate) trait Guest: Send + Sync {
     /// receiver; dropping both loses the client, and the agent hangs it up.
     async fn exec(&self, exec: Exec) -> Result<ExecStream, Failure>;
 
+    /// Ends the guest and gives its root on the way: frames, whose `stdout` is
+    /// a tar. The last is an `exit` where that is whole, or an `error`.
+    async fn pack(&self, stop: &Stop) -> Result<mpsc::Receiver<Frame>, Failure>;
+
     /// Returns when the connection is lost.
     async fn lost(&self);
 }
@@ -190,9 +195,9 @@ pub(crate) trait EventStream: Send {
 /// read stops who writes.
 pub(crate) struct ExecStream {
     /// To the command: stdin frames and controls.
-    pub(crate) input: tokio::sync::mpsc::Sender<Frame>,
+    pub(crate) input: mpsc::Sender<Frame>,
     /// From it; the last is an `exit` or `error` control.
-    pub(crate) output: tokio::sync::mpsc::Receiver<Frame>,
+    pub(crate) output: mpsc::Receiver<Frame>,
 }
 
 /// The host's files and resources, as VMs hold them.
@@ -284,6 +289,45 @@ pub(crate) trait Artifacts: Send + Sync {
     async fn kernel_for_start(&self, name: &str, net: bool) -> Result<BootKernel, Failure>;
 }
 
+/// Machines in which images are made of others.
+#[async_trait]
+pub(crate) trait Builder: Send + Sync {
+    /// Boots a machine of its own for this job, does the job in it as root,
+    /// and writes its root as a tar into a file. The machine is gone when this
+    /// returns; when it is dropped before, it goes a while later.
+    async fn build(
+        &self,
+        job: &BuildJob,
+        cancel: Cancel,
+        report: &dyn Report,
+        into: File,
+    ) -> Result<(), Failure>;
+}
+
+/// What is done to an image to make another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BuildJob {
+    /// Name of the image to be.
+    pub(crate) name: String,
+    /// The image it is made of, by name or id.
+    pub(crate) from: String,
+    /// Least size of the machine's system disk.
+    pub(crate) least_disk: Option<Size>,
+    /// Docker is added first.
+    pub(crate) docker: bool,
+    /// What else.
+    pub(crate) work: BuildWork,
+}
+
+/// What is done in the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum BuildWork {
+    /// A program, by its text.
+    Script(String),
+    /// Packages of the distribution are installed.
+    Packages(Vec<String>),
+}
+
 /// Where stages, bytes and log lines of long work go.
 pub(crate) trait Progress: Send + Sync {
     /// A stage begins.
@@ -293,7 +337,7 @@ pub(crate) trait Progress: Send + Sync {
     /// A line of log.
     fn log(&self, line: &str);
     /// Ends when the work should stop.
-    fn cancel(&self) -> banger_images::Cancel;
+    fn cancel(&self) -> Cancel;
 }
 
 /// An image, ready to boot.

@@ -470,6 +470,30 @@ pub fn networkd_root() -> PathBuf {
     dir.join("rootfs.ext4")
 }
 
+/// Debian 12 with the package managers of other distributions, and what makes
+/// packages for them.
+///
+/// # Panics
+/// When it cannot be made.
+#[must_use]
+pub fn packagers_root() -> PathBuf {
+    let recipe = format!("{} {PACKAGERS:?}", suite_recipe("bookworm"));
+    let dir = cached("packagers", &recipe, |dir| {
+        suite_root(dir, "bookworm", &PACKAGERS);
+    });
+    dir.join("rootfs.ext4")
+}
+
+const PACKAGERS: [&str; 7] = [
+    "createrepo-c",
+    "dnf",
+    "libarchive-tools",
+    "makepkg",
+    "pacman-package-manager",
+    "rpm",
+    "zypper",
+];
+
 const NETWORKD: &str = "[Match]\nName=*\n[Network]\nDHCP=yes\n";
 /// Somebody for whom the boot waits until the network is there.
 const WANTS_ONLINE: &str = "[Unit]\nWants=network-online.target\nAfter=network-online.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n";

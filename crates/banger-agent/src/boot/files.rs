@@ -106,11 +106,7 @@ fn update(root: &Root, path: &str, change: impl FnOnce(&str) -> String) -> io::R
 
 /// The hosts file with the machine's own name in it.
 fn hosts(before: &str, name: &str) -> String {
-    let mut text = String::new();
-    for line in before.lines().filter(|line| !line.ends_with(MARK)) {
-        text.push_str(line);
-        text.push('\n');
-    }
+    let text = without_ours(before);
     let knows = |address: &str| {
         text.lines().any(|line| {
             let mut words = line.split_whitespace();
@@ -130,7 +126,14 @@ fn hosts(before: &str, name: &str) -> String {
     text + &ours
 }
 
-pub(super) fn resolv_conf(nameservers: &[String]) -> String {
+/// A hosts file without the lines that a boot put into it.
+pub(crate) fn without_ours(text: &str) -> String {
+    let theirs = text.lines().filter(|line| !line.ends_with(MARK));
+    theirs.flat_map(|line| [line, "\n"]).collect()
+}
+
+/// The resolver's configuration that a boot writes.
+pub(crate) fn resolv_conf(nameservers: &[String]) -> String {
     nameservers
         .iter()
         .map(|address| format!("nameserver {address}\n"))

@@ -256,7 +256,7 @@ pub(super) fn bind_modules(root: &Root, warnings: &mut Warnings) {
 /// overlay.
 pub(super) fn bind_data(root: &Root, warnings: &mut Warnings) {
     for path in DATA {
-        let source = format!("{OVERLAY}/data/{}", path.replace('/', "-"));
+        let source = data_of(path);
         let bind = || -> Result<(), BootError> {
             let prepare = |error| BootError::Prepare(format!("/{path}"), error);
             let place = root.make_dirs(path, 0o755).map_err(prepare)?;
@@ -273,6 +273,19 @@ pub(super) fn bind_data(root: &Root, warnings: &mut Warnings) {
         };
         warnings.note("container data", bind());
     }
+}
+
+/// Directories of the root that are other ones bound over it: their paths in
+/// the root, and what is bound there.
+pub(crate) fn grafts() -> Vec<(&'static str, String)> {
+    let data = DATA.iter().map(|path| (*path, data_of(path)));
+    std::iter::once(("root", HOME.to_owned()))
+        .chain(data)
+        .collect()
+}
+
+fn data_of(path: &str) -> String {
+    format!("{OVERLAY}/data/{}", path.replace('/', "-"))
 }
 
 fn bind_over(source: &str, place: &std::os::fd::OwnedFd, name: &str) -> Result<(), BootError> {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Seek as _;
+use std::io::{Seek as _, SeekFrom};
 
 use super::{Data, Kind, Meta, ReadError, Tree};
 use crate::progress::{Cancel, Report};
@@ -21,9 +21,9 @@ pub fn from_tar(
     cancel: &Cancel,
     report: &dyn Report,
 ) -> Result<Tree, ReadError> {
-    let total = file.metadata().map_err(TarError::Io)?.len();
-    // Whoever wrote it left the cursor at its end.
+    // Whoever wrote it left the cursor at its end; and who may do little may still move it.
     let mut file = file;
+    let total = file.seek(SeekFrom::End(0)).map_err(TarError::Io)?;
     file.rewind().map_err(TarError::Io)?;
     let input = Seeking(std::io::BufReader::with_capacity(4096, file));
     let mut reader = Reader::new(input, *limits);

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use banger_sandbox::{Resource, Rules, SandboxError, own_memory_and_end};
 use banger_sys::daemon::take_inherited;
 
-use super::words::{Answer, FIRST, Fault, News, Refused, Task};
+use super::words::{Answer, Content, FIRST, Fault, News, Refused, Task};
 use crate::ext4::{MAX_DISK_BYTES, RootFiles};
 use crate::oci::{self, Order};
+use crate::packed;
 use crate::progress::{Cancel, Report};
 use crate::tree::{Source, Unpacked};
 
@@ -49,9 +50,15 @@ pub fn work(task: &str) -> ExitCode {
 /// What the process has.
 struct Given {
     files: RootFiles,
-    layers: Vec<Source>,
+    sources: Sources,
     /// Never thrown: whoever cancels ends this process.
     cancel: Cancel,
+}
+
+/// What the image is made of.
+enum Sources {
+    Layers(Vec<Source>),
+    Root(File),
 }
 
 impl Given {
@@ -69,9 +76,13 @@ impl Given {
                 spool: next()?,
                 unpacked: Unpacked::of(next()?, task.keep_bytes),
             },
-            layers: (0..task.layers)
-                .map(|_| next().map(Source::Packed))
-                .collect::<io::Result<_>>()?,
+            sources: match task.content {
+                Content::Layers(count) => {
+                    let layers = (0..count).map(|_| next().map(Source::Packed));
+                    Sources::Layers(layers.collect::<io::Result<_>>()?)
+                }
+                Content::Root => Sources::Root(next()?),
+            },
             cancel: Cancel::new()?,
         };
         confine()?;
@@ -80,7 +91,11 @@ impl Given {
 
     fn write(self, order: &Order) -> Answer {
         let teller = Teller::default();
-        let written = oci::write(self.layers, &self.files, order, &self.cancel, &teller);
+        let (files, cancel) = (&self.files, &self.cancel);
+        let written = match self.sources {
+            Sources::Layers(layers) => oci::write(layers, files, order, cancel, &teller),
+            Sources::Root(packed) => packed::write(packed, files, order, cancel, &teller),
+        };
         match written {
             Ok(written) => Answer::Written(written),
             Err(error) => Answer::Refused(Refused::of(&error)),

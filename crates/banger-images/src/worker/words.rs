@@ -10,7 +10,7 @@ use crate::progress::Report;
 
 /// The argument that makes `bangerd` that process; a [`Task`] follows.
 pub(super) const FLAG: &str = "--write-image";
-/// The first descriptor: root, seed, spool, unpacked bytes, then the layers.
+/// The first descriptor: root, seed, spool, unpacked bytes, then the layers or the archive.
 pub(super) const FIRST: RawFd = 3;
 /// Of a message or cause, characters.
 const TEXT_LIMIT: usize = 1000;
@@ -20,10 +20,20 @@ const CAUSE_LIMIT: usize = 8;
 /// What is to be done with the descriptors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Task {
-    pub(super) layers: usize,
+    pub(super) content: Content,
     /// Of unpacked bytes.
     pub(super) keep_bytes: u64,
     pub(super) order: Order,
+}
+
+/// What the image is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Content {
+    /// This many layers.
+    Layers(usize),
+    /// One archive of a whole root.
+    Root,
 }
 
 impl Task {
@@ -49,6 +59,7 @@ impl News {
         match self {
             // Only words that it really has.
             News::Stage(stage, _) if stage == "read_layers" => report.stage("read_layers", ""),
+            News::Stage(stage, _) if stage == "read_root" => report.stage("read_root", ""),
             News::Stage(stage, _) if stage == "write_image" => report.stage("write_image", ""),
             News::Stage(..) => {}
             News::Bytes(done, total) => report.bytes(*done, *total),

@@ -1,5 +1,7 @@
 //! `image`: root filesystems.
 
+mod script;
+
 use std::path::{Path, PathBuf};
 
 use banger_api::Empty;
@@ -10,7 +12,7 @@ use banger_api::error::Code;
 use banger_api::image::{
     Image, ImageBuildParams, ImageListResult, ImagePullParams, ImageRegisterParams, ImageShowResult,
 };
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
 use super::list::ListFlags;
 use crate::client::start::Place;
@@ -151,21 +153,44 @@ pub(crate) struct Promote {
     image: String,
 }
 
-/// Build an image from a Debian suite
+/// Build an image of another one, or from a Debian suite
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  banger image build --suite bookworm
-  banger image build --suite trixie --package openssh-client --size 8GiB dev")]
+#[command(
+    group(ArgGroup::new("source").args(["from", "suite"]).required(true)),
+    after_help = "Examples:
+  banger image build dev --from debian-bookworm --package jq --package gcc
+  banger image build app --from alpine-3.20 --script ./setup.sh
+  printf 'npm install -g pnpm' | banger image build web --from node-22 --script -
+  banger image build ci --from debian-bookworm --docker
+  banger image build --suite trixie --package openssh-client --size 8GiB dev
+
+A script runs as root in a throw-away VM of the image, with a way out; the VM's
+root becomes the new image, and the image it was made of stays as it is."
+)]
 pub(crate) struct Build {
     /// Name [default: debian-SUITE]
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", required_unless_present = "suite")]
     name: Option<String>,
+    /// Image it is made of, by name or id
+    #[arg(long, value_name = "IMAGE", add = complete::images())]
+    from: Option<String>,
     /// Debian suite
-    #[arg(long, value_name = "SUITE", required = true)]
-    suite: String,
+    #[arg(long, value_name = "SUITE")]
+    suite: Option<String>,
+    /// Program to run in it, or -
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "from",
+        conflicts_with = "packages"
+    )]
+    script: Option<PathBuf>,
     /// Package to add; repeats
     #[arg(long = "package", value_name = "PACKAGE")]
     packages: Vec<String>,
+    /// Add Docker, of the distribution's packages
+    #[arg(long)]
+    docker: bool,
     /// Size of the root filesystem, like 4GiB
     #[arg(long, value_name = "SIZE", value_parser = crate::show::size::parse_disk)]
     size: Option<String>,
@@ -387,15 +412,24 @@ impl Promote {
 
 impl Build {
     async fn run(self, place: &Place) -> Result<u8, Failure> {
+        let idle = self.script.is_none() && self.packages.is_empty() && !self.docker;
+        if self.from.is_some() && idle {
+            let why = "nothing to do to the image: --script FILE, --package PACKAGE or --docker";
+            return Err(Failure::usage("image build", why));
+        }
+        let script = self.script.as_deref().map(script::read).transpose()?;
         let [kernel_path, initrd_path, modules_dir] = self.own.paths()?;
         let params = ImageBuildParams {
             name: self.name,
+            from_image: self.from,
             size: self.size,
             kernel_path,
             initrd_path,
             modules_dir,
             packages: self.packages,
-            suite: Some(self.suite),
+            suite: self.suite,
+            script,
+            docker: self.docker,
         };
         guarded(async |cancel| {
             let client = place.reach().await?;

@@ -88,6 +88,19 @@ pub(super) fn of_worker(error: &WorkerError) -> Failure {
     }
 }
 
+/// Of the root that a guest packed.
+pub(super) fn of_packed(error: &WorkerError) -> Failure {
+    if error.is_cancelled() {
+        was_cancelled()
+    } else if error.is_no_space() {
+        describe(Code::NoSpace, error)
+    } else if error.is_of_the_image() {
+        describe(Code::BuildFailed, error)
+    } else {
+        describe(Code::Internal, error)
+    }
+}
+
 pub(super) fn of_suite(error: &SuiteError) -> Failure {
     match error {
         SuiteError::NoTool { hint, .. } => describe(Code::NoTool, error).hint(*hint),

@@ -1,8 +1,9 @@
-//! Images: built from a Debian suite, registered from the host's files,
+//! Images: built from a Debian suite or made of others, registered from the host's files,
 //! listed, forgotten.
 
 mod boot;
 mod build;
+mod derive;
 mod promote;
 mod pull;
 mod register;
@@ -29,7 +30,7 @@ use crate::ports::OwnKernel;
 
 pub(super) use boot::boot_image;
 pub(super) use build::obtainable;
-pub(crate) use build::{NewImage, suite_of};
+pub(crate) use build::{NewBuild, suite_of};
 pub(crate) use pull::NewPull;
 pub(super) use register::absolute;
 

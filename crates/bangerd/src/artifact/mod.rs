@@ -35,7 +35,9 @@ use crate::paths::Paths;
 use crate::ports::{Artifacts, BootImage, BootKernel, Progress};
 
 pub(crate) use self::boot::find_agent;
-pub(crate) use self::images::{NewImage, NewPull, suite_of};
+pub(crate) use self::cancelled::cancelled;
+pub(crate) use self::flight::was_cancelled;
+pub(crate) use self::images::{NewBuild, NewPull, suite_of};
 pub(crate) use self::kernels::NewKernel;
 pub(crate) use self::publish::is_staging;
 pub(crate) use self::records::{ImageRecord, image as image_record};

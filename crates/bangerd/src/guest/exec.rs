@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use banger_wire::agent::Exec;
+use banger_wire::agent::{Exec, Stop};
 use banger_wire::frames::{Channel, Control, Decoder, Frame};
 use bytes::Bytes;
 use http::Method;
@@ -22,7 +22,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::link::{Body, BodyError, CallError, Link};
+use super::link::{Body, BodyError, CallError, Link, json};
 use crate::ports::ExecStream;
 
 /// Frames that wait in each direction.
@@ -59,6 +59,17 @@ pub(super) async fn start(
         input,
         output: receiver,
     })
+}
+
+/// Asks for the guest's end and its root. The answer is like that of a command
+/// without input.
+pub(super) async fn pack(link: &Link, stop: &Stop) -> Result<mpsc::Receiver<Frame>, CallError> {
+    let (output, receiver) = mpsc::channel(QUEUE);
+    let response = link.send(Method::POST, "/pack", json(Some(stop))).await?;
+    let answer = response.into_body();
+    let (end, _) = oneshot::channel();
+    link.spawn(async move { pump(answer, &output, end).await });
+    Ok(receiver)
 }
 
 /// How the stream is over.

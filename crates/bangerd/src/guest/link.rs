@@ -201,7 +201,7 @@ fn refusal(status: StatusCode, bytes: &[u8]) -> String {
     }
 }
 
-fn json(body: Option<&impl Serialize>) -> Body {
+pub(super) fn json(body: Option<&impl Serialize>) -> Body {
     match body {
         Some(body) => {
             let bytes = serde_json::to_vec(body).expect("requests are plain JSON");

@@ -23,10 +23,11 @@ use banger_api::error::Code;
 use banger_wire::agent::{
     Boot, Booted, Clock, Exec, Health, MAX_STREAMS, Pong, RESERVED_STREAMS, Stop,
 };
+use banger_wire::frames::Frame;
 use banger_wire::hello::Token;
 use http::Method;
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::failure::Failure;
 use crate::ports::{EventStream, ExecStream, Guest};
@@ -184,6 +185,12 @@ impl Guest for Connection {
         exec::start(&self.link, exec, permit)
             .await
             .map_err(failed("run a command in the guest", Code::NotRunning))
+    }
+
+    async fn pack(&self, stop: &Stop) -> Result<mpsc::Receiver<Frame>, Failure> {
+        exec::pack(&self.link, stop)
+            .await
+            .map_err(failed("pack the guest's root", Code::GuestFailed))
     }
 
     async fn lost(&self) {

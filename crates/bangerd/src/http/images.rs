@@ -13,7 +13,8 @@ use banger_api::operation::OperationResult;
 
 use super::operations::{WAIT, accepted};
 use super::routes::{Call, Routes};
-use crate::artifact::{NewImage, NewPull};
+use crate::artifact::{NewBuild, NewPull};
+use crate::build;
 use crate::daemon::App;
 use crate::failure::Failure;
 use crate::operation::{Outcome, Subject};
@@ -23,7 +24,7 @@ pub(super) fn add(routes: Routes) -> Routes {
         .on::<ImageList, _, _>(&[], list)
         .on::<ImageRegister, _, _>(&[], register)
         .on::<ImagePull, _, _>(&[WAIT], pull)
-        .on::<ImageBuild, _, _>(&[WAIT], build)
+        .on::<ImageBuild, _, _>(&[WAIT], build_image)
         .on::<ImagePromote, _, _>(&[WAIT], promote)
         .on::<ImageShow, _, _>(&[], show)
         .on::<ImageDelete, _, _>(&[], delete)
@@ -66,8 +67,11 @@ async fn pull(app: Arc<App>, call: Call<ImagePullParams>) -> Result<OperationRes
     accepted(&app, &call.query, handle.operation()).await
 }
 
-async fn build(app: Arc<App>, call: Call<ImageBuildParams>) -> Result<OperationResult, Failure> {
-    let wanted = NewImage::of(&call.body)?;
+async fn build_image(
+    app: Arc<App>,
+    call: Call<ImageBuildParams>,
+) -> Result<OperationResult, Failure> {
+    let wanted = NewBuild::of(&call.body)?;
     app.shelf.can_build(&wanted).await?;
     let subject = Subject {
         vm: None,
@@ -80,8 +84,9 @@ async fn build(app: Arc<App>, call: Call<ImageBuildParams>) -> Result<OperationR
     let log = app.shelf.build_log(wanted.name()).display().to_string();
     handle.edit(|operation| operation.build_log_path = Some(log));
     let (shelf, work) = (app.shelf.clone(), handle.clone());
+    let builder = build::in_vms(&app.vms);
     app.work(handle.clone(), async move {
-        let image = shelf.build_image(wanted, &work).await?;
+        let image = shelf.build_image(wanted, builder, &work).await?;
         Ok(Outcome {
             image: Some(image),
             ..Outcome::default()

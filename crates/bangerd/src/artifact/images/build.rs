@@ -1,5 +1,7 @@
-//! Images built from a Debian suite.
+//! Images that are built: which way, and those of a Debian suite; and the log
+//! that every build keeps.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,14 +16,49 @@ use banger_model::{ImageName, Size};
 use super::super::own::GivenKernel;
 use super::super::records::ImageRecord;
 use super::super::{Kind, Shelf, blocking, failures, space};
+use super::derive::NewDerived;
 use super::{Filled, bad_name, make};
 use crate::failure::Failure;
-use crate::ports::Progress;
+use crate::ports::{Builder, Progress};
 
 /// Begins the name of an image that is a Debian suite.
 const SUITE_IMAGE: &str = "debian-";
 
+/// Suites whose `docker.io` has Docker's command too.
+const DOCKER_IN_ONE: [&str; 3] = ["buster", "bullseye", "bookworm"];
+/// Largest log that is kept, bytes.
+const LOG: u64 = 64 << 20;
+/// Lines of it that an error tells.
+const TAIL: usize = 15;
+
 /// An image to build, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NewBuild {
+    /// Of a Debian suite.
+    Suite(NewImage),
+    /// Of another image.
+    Derived(NewDerived),
+}
+
+impl NewBuild {
+    /// Checks what a client asks for.
+    pub(crate) fn of(params: &ImageBuildParams) -> Result<Self, Failure> {
+        match &params.from_image {
+            Some(from) => NewDerived::of(params, from).map(Self::Derived),
+            None => NewImage::of(params).map(Self::Suite),
+        }
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Suite(wanted) => wanted.name.as_str(),
+            Self::Derived(wanted) => wanted.name(),
+        }
+    }
+}
+
+/// An image to build of a suite, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NewImage {
     name: ImageName,
@@ -32,21 +69,30 @@ pub(crate) struct NewImage {
 }
 
 impl NewImage {
-    /// Checks what a client asks for.
-    pub(crate) fn of(params: &ImageBuildParams) -> Result<Self, Failure> {
+    fn of(params: &ImageBuildParams) -> Result<Self, Failure> {
         let suite = params.suite.clone().ok_or_else(|| {
             Failure::new(
                 Code::BadRequest,
-                "an image is built from a suite: none is named",
+                "an image is built of a suite or of another image: none is named",
             )
-            .hint("banger image build --suite bookworm")
+            .hint("banger image build --suite bookworm, or banger image build NAME --from IMAGE")
         })?;
+        if params.script.is_some() {
+            let why = "a script runs in a machine of another image: none is named";
+            return Err(Failure::new(Code::BadRequest, why).hint("--from IMAGE"));
+        }
         let name = params
             .name
             .clone()
             .unwrap_or_else(|| format!("{SUITE_IMAGE}{suite}"));
         let size = params.size.as_deref().map(Size::parse).transpose();
         let mut packages = params.packages.clone();
+        if params.docker {
+            packages.push("docker.io".to_owned());
+            if !DOCKER_IN_ONE.contains(&suite.as_str()) {
+                packages.push("docker-cli".to_owned());
+            }
+        }
         packages.sort();
         packages.dedup();
         Ok(Self {
@@ -56,11 +102,6 @@ impl NewImage {
             own_kernel: GivenKernel::of(params)?,
             size: size.map_err(|error| Failure::new(Code::BadSize, error.to_string()))?,
         })
-    }
-
-    /// Its name.
-    pub(crate) fn name(&self) -> &str {
-        self.name.as_str()
     }
 
     /// Two requests of one key are the same request.
@@ -89,20 +130,31 @@ pub(in crate::artifact) fn obtainable(name: &str) -> Result<&str, Failure> {
 
 impl Shelf {
     /// Refuses a build that cannot succeed, before anything is begun.
-    pub(crate) async fn can_build(&self, wanted: &NewImage) -> Result<(), Failure> {
-        if let Some(kernel) = wanted.own_kernel.clone() {
-            blocking(move || kernel.look()).await?;
+    pub(crate) async fn can_build(&self, wanted: &NewBuild) -> Result<(), Failure> {
+        match wanted {
+            NewBuild::Suite(wanted) => {
+                if let Some(kernel) = wanted.own_kernel.clone() {
+                    blocking(move || kernel.look()).await?;
+                }
+                self.can_make(&wanted.name).await
+            }
+            NewBuild::Derived(wanted) => self.can_derive(wanted).await,
         }
-        self.can_make(&wanted.name).await
     }
 
-    /// Builds an image, or joins who builds the same.
+    /// Builds an image, or joins who builds the same; one of another image in a
+    /// machine of this builder's.
     pub(crate) async fn build_image(
         &self,
-        wanted: NewImage,
+        wanted: NewBuild,
+        builder: Arc<dyn Builder>,
         progress: &dyn Progress,
     ) -> Result<Image, Failure> {
-        Ok(self.fly(wanted, progress).await?.image)
+        let record = match wanted {
+            NewBuild::Suite(wanted) => self.fly(wanted, progress).await?,
+            NewBuild::Derived(wanted) => self.derive_image(wanted, builder, progress).await?,
+        };
+        Ok(record.image)
     }
 
     /// Where the log of a build is while it runs, and after it failed.
@@ -144,12 +196,12 @@ impl Shelf {
         cancel: Cancel,
         report: Arc<dyn Report>,
     ) -> Result<ImageRecord, Failure> {
-        let _claim = self.claim(Kind::Image, wanted.name())?;
+        let _claim = self.claim(Kind::Image, wanted.name.as_str())?;
         // Whoever came after the last look at the name gets what is there.
-        if let Ok(record) = self.find_image(wanted.name()).await {
+        if let Ok(record) = self.find_image(wanted.name.as_str()).await {
             return Ok(record);
         }
-        let log = self.build_log(wanted.name());
+        let log = self.build_log(wanted.name.as_str());
         let parent = self.0.images_dir.clone();
         let record = blocking(move || {
             let logged = Logged::new(report, &log);
@@ -195,18 +247,57 @@ fn fill(
     Ok(Filled { image, own_kernel })
 }
 
-/// A report that also keeps the log in a file.
-struct Logged {
+/// A report that also keeps the log in a file, and its end at hand.
+pub(super) struct Logged {
     inner: Arc<dyn Report>,
-    file: Mutex<Option<File>>,
+    kept: Mutex<Kept>,
+}
+
+struct Kept {
+    file: Option<File>,
+    /// Bytes that the file may still take.
+    left: u64,
+    tail: VecDeque<String>,
 }
 
 impl Logged {
-    fn new(inner: Arc<dyn Report>, path: &Path) -> Self {
-        // A build without a log is better than none.
+    pub(super) fn new(inner: Arc<dyn Report>, path: &Path) -> Self {
+        let kept = Kept {
+            // A build without a log is better than none.
+            file: File::create(path).ok(),
+            left: LOG,
+            tail: VecDeque::new(),
+        };
         Self {
             inner,
-            file: Mutex::new(File::create(path).ok()),
+            kept: Mutex::new(kept),
+        }
+    }
+
+    /// The last lines.
+    pub(super) fn tail(&self) -> Vec<String> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.tail.iter().cloned().collect()
+    }
+}
+
+impl Kept {
+    fn line(&mut self, line: &str) {
+        if self.tail.len() == TAIL {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(line.to_owned());
+        let Some(file) = &mut self.file else { return };
+        let length = line.len() as u64 + 1;
+        match self.left.checked_sub(length) {
+            Some(left) => {
+                self.left = left;
+                let _ = writeln!(file, "{line}");
+            }
+            None => {
+                let _ = writeln!(file, "(what follows was too much to keep)");
+                self.file = None;
+            }
         }
     }
 }
@@ -221,9 +312,46 @@ impl Report for Logged {
     }
 
     fn log(&self, line: &str) {
-        if let Some(file) = &mut *self.file.lock().unwrap_or_else(PoisonError::into_inner) {
-            let _ = writeln!(file, "{line}");
-        }
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.line(line);
+        drop(kept);
         self.inner.log(line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_kept_up_to_its_limit_and_its_end_is_at_hand() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let logged = Logged::new(Arc::new(banger_images::Quiet), &path);
+        logged.kept.lock().unwrap().left = 12;
+        for line in ["first", "second", "third"] {
+            logged.log(line);
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text, "first\n(what follows was too much to keep)\n");
+        for count in 0..TAIL {
+            logged.log(&count.to_string());
+        }
+        let tail = logged.tail();
+        assert_eq!((tail.len(), tail[0].as_str()), (TAIL, "0"));
+    }
+
+    #[test]
+    fn docker_of_a_suite_is_its_packages() {
+        let packages = |suite: &str| {
+            let params = ImageBuildParams {
+                suite: Some(suite.to_owned()),
+                docker: true,
+                ..ImageBuildParams::default()
+            };
+            NewImage::of(&params).unwrap().packages
+        };
+        assert_eq!(packages("bookworm"), ["docker.io"]);
+        assert_eq!(packages("trixie"), ["docker-cli", "docker.io"]);
     }
 }

@@ -1,14 +1,21 @@
 //! Images and kernels of the daemon itself: what a VM may name, and kernels
 //! that images bring along.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use async_trait::async_trait;
 use banger_api::error::Code;
+use banger_api::image::ImageBuildParams;
+use banger_images::{Cancel, Report};
 use serde_json::{Value, json};
 
 use super::House;
-use crate::ports::Artifacts;
+use crate::artifact::{NewBuild, Unseen};
+use crate::failure::Failure;
+use crate::ports::{Artifacts, BuildJob, Builder};
 
 pub(super) const VERSION: &str = "6.9.1-x";
 
@@ -310,4 +317,64 @@ async fn a_kernel_whose_image_was_cut_is_swept_and_one_with_its_image_stays() {
     assert!(!kept_one.join("unsettled").exists());
     let lost = house.app.shelf.image_shown("nosuch").await.unwrap_err();
     assert_eq!(lost.code, Code::NotFound);
+}
+
+/// Fails as it was told to.
+struct FakeBuilder(Failure);
+
+#[async_trait]
+impl Builder for FakeBuilder {
+    async fn build(
+        &self,
+        job: &BuildJob,
+        _: Cancel,
+        report: &dyn Report,
+        mut into: File,
+    ) -> Result<(), Failure> {
+        report.log(&format!("making {}", job.name));
+        into.write_all(b"half").unwrap();
+        Err(self.0.clone())
+    }
+}
+
+async fn derive(house: &House, name: &str, code: Code) -> Failure {
+    let wanted = NewBuild::of(&ImageBuildParams {
+        name: Some(name.to_owned()),
+        from_image: Some("base".to_owned()),
+        script: Some("true".to_owned()),
+        ..ImageBuildParams::default()
+    });
+    let builder = Arc::new(FakeBuilder(Failure::new(code, "that went wrong")));
+    let unseen = Unseen::new().unwrap();
+    let made = house
+        .app
+        .shelf
+        .build_image(wanted.unwrap(), builder, &unseen);
+    made.await.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_build_that_fails_leaves_its_log_and_a_cancelled_one_nothing() {
+    let house = House::with_own_artifacts().await;
+    let body = json!({"name": "base", "rootfs_path": root_file(house.place.path())});
+    assert_eq!(register(&house, &body).await.status, 200);
+    let log = house.app.paths.images().join("made.build.log");
+    for (code, lines) in [(Code::BuildFailed, "\nmaking made"), (Code::NoSpace, "")] {
+        let failure = derive(&house, "made", code).await;
+        assert_eq!(failure.code, code);
+        let expected = format!("cannot build \"made\": that went wrong{lines}");
+        assert_eq!(failure.sentence(), expected);
+        assert!(failure.hint.unwrap().contains(log.to_str().unwrap()));
+        assert_eq!(kept(&house), std::slice::from_ref(&log));
+        assert_eq!(fs::read_to_string(&log).unwrap(), "making made\n");
+    }
+    assert_eq!(
+        derive(&house, "made", Code::Cancelled).await.code,
+        Code::Cancelled
+    );
+    assert_eq!(kept(&house), [""; 0].map(PathBuf::from));
+    assert_eq!(
+        derive(&house, "base", Code::BuildFailed).await.code,
+        Code::AlreadyExists
+    );
 }

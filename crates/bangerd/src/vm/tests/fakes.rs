@@ -101,6 +101,7 @@ struct State {
     launches: u32,
     boots: Vec<Boot>,
     execs: Vec<(Exec, mpsc::Sender<Frame>)>,
+    packs: Vec<mpsc::Sender<Frame>>,
     wishes: Vec<String>,
     trims: u32,
     signals: Vec<String>,
@@ -834,6 +835,12 @@ impl Guest for FakeGuest {
         let (sender, output) = mpsc::channel(4);
         self.world.state.lock().unwrap().execs.push((exec, sender));
         Ok(ExecStream { input, output })
+    }
+
+    async fn pack(&self, _: &Stop) -> Result<mpsc::Receiver<Frame>, Failure> {
+        let (sender, frames) = mpsc::channel(4);
+        self.world.state.lock().unwrap().packs.push(sender);
+        Ok(frames)
     }
 
     async fn lost(&self) {
