@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{lgetxattr, llistxattr};
+use rustix::fs::{lgetxattr, llistxattr, llistxattr_query};
 use tar_core::builder::EntryBuilder;
 use tar_core::{EntryType, SparseEntry};
 
@@ -107,8 +107,7 @@ fn time(seconds: i64, nanos: i64) -> String {
 /// them; none where the file system has none.
 pub(super) fn xattrs(path: &Path) -> io::Result<Vec<Xattr>> {
     // Most files have none, and one call says so.
-    let mut nothing = [0_u8; 0];
-    match llistxattr(path, &mut nothing[..]) {
+    match llistxattr_query(path) {
         Ok(0) | Err(rustix::io::Errno::OPNOTSUPP) => return Ok(Vec::new()),
         Ok(_) => {}
         Err(error) => return Err(error.into()),
@@ -139,5 +138,29 @@ mod tests {
         assert_eq!(time(-2, 750_000_000), "-1.250000000");
         assert_eq!(time(-1, 999_999_999), "-0.000000001");
         assert_eq!(time(-1, 0), "-1.000000000");
+    }
+
+    #[test]
+    fn attributes_are_read_with_their_values() {
+        let path = std::env::temp_dir().join(format!("banger-xattrs-{}", std::process::id()));
+        std::fs::write(&path, b"").unwrap();
+        assert_eq!(xattrs(&path).unwrap(), []);
+        let set = |name, value: &[u8]| {
+            rustix::fs::lsetxattr(&path, name, value, rustix::fs::XattrFlags::empty())
+        };
+        match set("user.one", b"1\0\xff") {
+            Ok(()) => {
+                set("user.two", b"").unwrap();
+                let mut read = xattrs(&path).unwrap();
+                read.sort();
+                let expected = [
+                    ("user.one".to_owned(), b"1\0\xff".to_vec()),
+                    ("user.two".to_owned(), Vec::new()),
+                ];
+                assert_eq!(read, expected);
+            }
+            Err(error) => eprintln!("SKIPPED: no attributes in {}: {error}", path.display()),
+        }
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -1,6 +1,7 @@
 //! The whole daemon behind its socket, on a world of doubles.
 
 mod artifacts;
+mod builds;
 mod contract;
 mod document;
 mod edges;

@@ -83,7 +83,7 @@ impl Default for Knobs {
 #[derive(Default)]
 pub(crate) struct World {
     state: Mutex<State>,
-    /// Moves whenever a knob is turned.
+    /// Moves whenever a knob is turned, and whenever a guest is asked something.
     turned: watch::Sender<u64>,
     resolvers: watch::Sender<Vec<IpAddr>>,
 }
@@ -166,6 +166,26 @@ impl World {
             .execs
             .pop()
             .expect("a command was sent")
+    }
+
+    /// The next command that is sent, and the end that its output comes from.
+    pub(crate) async fn next_exec(&self) -> (Exec, mpsc::Sender<Frame>) {
+        self.next(|state| state.execs.pop()).await
+    }
+
+    /// Where the root comes from that somebody asks a guest for.
+    pub(crate) async fn next_pack(&self) -> mpsc::Sender<Frame> {
+        self.next(|state| state.packs.pop()).await
+    }
+
+    async fn next<T>(&self, take: impl Fn(&mut State) -> Option<T>) -> T {
+        let mut turned = self.turned.subscribe();
+        loop {
+            if let Some(found) = take(&mut self.state.lock().unwrap()) {
+                return found;
+            }
+            turned.changed().await.unwrap();
+        }
     }
 
     pub(crate) fn engine(&self, vm: &str) -> Arc<FakeRun> {
@@ -834,12 +854,14 @@ impl Guest for FakeGuest {
         let (input, _) = mpsc::channel(4);
         let (sender, output) = mpsc::channel(4);
         self.world.state.lock().unwrap().execs.push((exec, sender));
+        self.world.turned.send_modify(|count| *count += 1);
         Ok(ExecStream { input, output })
     }
 
     async fn pack(&self, _: &Stop) -> Result<mpsc::Receiver<Frame>, Failure> {
         let (sender, frames) = mpsc::channel(4);
         self.world.state.lock().unwrap().packs.push(sender);
+        self.world.turned.send_modify(|count| *count += 1);
         Ok(frames)
     }
 
