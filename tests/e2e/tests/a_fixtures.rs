@@ -31,3 +31,8 @@ fn images_built_from_suites_are_sound() {
         disk::assert_clean(&fixture::root(root));
     }
 }
+
+#[test]
+fn a_root_with_foreign_package_managers_is_sound() {
+    disk::assert_clean(&fixture::packagers_root());
+}

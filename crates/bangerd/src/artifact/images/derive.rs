@@ -156,6 +156,8 @@ impl Shelf {
         report: Arc<Logged>,
     ) -> Result<ImageRecord, Failure> {
         let parent = self.0.images_dir.clone();
+        // As it is now; the default image may have to be obtained first.
+        let before = self.find_image(&wanted.job.from).await.ok();
         // Without a name, so that it is gone with us.
         let spool = tempfile::tempfile_in(&parent)
             .map_err(|error| Failure::internal("cannot make a file for the image", &error))?;
@@ -165,7 +167,10 @@ impl Shelf {
         builder
             .build(&wanted.job, cancel.clone(), &*report, into)
             .await?;
-        let base = self.find_image(&wanted.job.from).await?;
+        let base = match before {
+            Some(base) => base,
+            None => self.find_image(&wanted.job.from).await?,
+        };
         let (name, size) = (wanted.name.clone(), wanted.size);
         let given = wanted.own_kernel.clone();
         let record = blocking(move || {
