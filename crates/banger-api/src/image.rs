@@ -58,10 +58,12 @@ pub struct Image {
 /// What an OCI image says of itself, and where it is from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct OciConfig {
-    /// What was asked for, spelled out: `docker.io/library/debian:12`.
+    /// What was asked for, spelled out: `docker.io/library/debian:12`,
+    /// `oci-layout:/srv/app:1`.
     #[serde(default)]
     pub reference: String,
-    /// Of the manifest: `sha256:` and 64 hex digits.
+    /// Of the manifest, or of the config where it is from a docker archive,
+    /// which has none: `sha256:` and 64 hex digits.
     #[serde(default)]
     pub digest: String,
     /// `linux/amd64`.

@@ -201,9 +201,12 @@ impl RegistryError {
                     "insecure_registries = [{registry:?}] in config.toml, where you trust the network"
                 ),
             }),
+            RegistryError::Ambiguous { offered, .. } if offered.is_empty() => {
+                Some("give each image a tag where it was made".to_owned())
+            }
             RegistryError::NoTag { place, offered, .. }
             | RegistryError::Ambiguous { place, offered } => match offered.as_slice() {
-                [] => None,
+                [] => Some(place.clone()),
                 [one] => Some(format!("{place}:{one}")),
                 several => Some(format!(
                     "{place}:TAG, where TAG is one of {}",

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use e2e::{Call, House, Kernel, Live, Root, census, disk, skip};
+use e2e::{Call, House, Kernel, Live, Root, census, disk, fixture, skip};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -267,10 +267,10 @@ fn an_image_in_files_is_taken_and_boots_offline() {
     }
 
     let _ = pull("oci-layout:image:2").expect(3).says("oci-layout:");
-    let _ = pull("docker-archive:image:1")
+    let _ = pull("docker-archive:image:2")
         .expect(2)
         .says("no regular file");
-    let _ = pull("oci-layout:box.tar.gz:1")
+    let _ = pull("oci-layout:box.tar.gz:2")
         .expect(2)
         .says("no directory");
     let blobs = dir.join("image/blobs/sha256");
@@ -291,14 +291,10 @@ fn an_image_runs_what_it_was_made_to_run() {
     };
     for tag in ["own", "bare"] {
         let reference = format!("oci-layout:image:{tag}");
-        let _ = house
-            .call(["pull", &reference, "--name", tag])
-            .within(&dir)
-            .run()
-            .ok();
+        let _ = house.call(["pull", &reference]).within(&dir).run().ok();
     }
     let before = house.census();
-    let own = ["run", "--rm", "--image", "own", "--image-command"];
+    let own = ["run", "--rm", "--image", "image-own", "--image-command"];
     for (more, said) in [
         (&[][..], "word first\nword by default\n1000\n/srv\n"),
         (
@@ -313,11 +309,51 @@ fn an_image_runs_what_it_was_made_to_run() {
         let done = house.call([&own, more].concat()).run().expect(9);
         assert_eq!(done.out(), said);
     }
-    let bare = ["run", "--rm", "--image", "bare", "--image-command"];
+    let bare = ["run", "--rm", "--image", "image-bare", "--image-command"];
     let _ = house
         .call(bare)
         .run()
         .expect(125)
         .says("no command of its own");
+    house.assert_as_before(&before, SOON);
+}
+
+#[test]
+fn an_image_that_is_pulled_boots_the_kernel_it_was_given() {
+    let house = House::new();
+    let Some(dir) = make_image(&house) else {
+        skip!("needs root, skopeo and umoci");
+    };
+    let deb = fixture::kernel_deb(Kernel::Old);
+    let _ = Call::new(
+        "dpkg-deb",
+        ["-x".as_ref(), deb.as_os_str(), "tree".as_ref()],
+    )
+    .within(&dir)
+    .run()
+    .ok();
+    let versions = fs::read_dir(dir.join("tree/lib/modules")).expect("unpacked above");
+    let version = versions.flatten().next().expect("a kernel has modules");
+    let version = version.file_name().into_string().expect("a plain name");
+    let before = house.census();
+    let kernel = format!("tree/boot/vmlinuz-{version}");
+    let modules = format!("tree/lib/modules/{version}");
+    let pull = [
+        "pull",
+        "oci-layout:image:1",
+        "--kernel",
+        &kernel,
+        "--modules",
+        &modules,
+    ];
+    let _ = house.call(pull).within(&dir).run().ok();
+    fs::remove_dir_all(dir.join("tree")).expect("an own directory");
+    let run = ["run", "--rm", "--image", "image-1", "--", "cat"];
+    let done = house
+        .call(run.iter().chain(&["/proc/sys/kernel/osrelease"]))
+        .run()
+        .ok();
+    assert_eq!(done.line(), version);
+    let _ = house.banger("image rm image-1").ok();
     house.assert_as_before(&before, SOON);
 }

@@ -134,6 +134,29 @@ fn one_of_several_images_is_chosen_by_its_tag() {
 }
 
 #[test]
+fn images_without_tags_are_told_apart_by_nobody() {
+    let room = Room::new();
+    let listed = json!([{"Config": "a", "Layers": ["l"]}, {"Config": "b", "Layers": ["l"]}]);
+    let listed = listed.to_string();
+    let tar = Tar::default().file("manifest.json", listed.as_bytes());
+    room.write("x.tar", &tar.end());
+    for (spelled, hint) in [
+        (
+            "docker-archive:x.tar",
+            "give each image a tag where it was made",
+        ),
+        (
+            "docker-archive:x.tar:1",
+            &room.path("x.tar").display().to_string(),
+        ),
+    ] {
+        let error = room.pull(spelled).expect_err("none is meant");
+        let told = error.hint().expect("a hint");
+        assert!(told.ends_with(hint), "{spelled}: {told}");
+    }
+}
+
+#[test]
 fn a_pull_that_is_cancelled_anywhere_leaves_whole_blobs_only() {
     let room = Room::new();
     let layers = [noise(900_000), noise(600_000)];
