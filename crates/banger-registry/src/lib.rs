@@ -16,6 +16,8 @@ mod cache;
 mod digest;
 mod document;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod helper;
 mod http;
 mod limits;

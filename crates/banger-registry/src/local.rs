@@ -10,7 +10,7 @@
 //! is opened, and nothing is written but blobs.
 
 mod archive;
-mod layout;
+pub(crate) mod layout;
 mod members;
 mod stream;
 

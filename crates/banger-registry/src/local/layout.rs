@@ -16,9 +16,9 @@ use super::{Blob, Desk, HARMLESS, bad_path};
 use crate::Pulled;
 use crate::blob::{self, Share};
 use crate::digest::Digest;
-use crate::document::{self, Descriptor, Document, Raw, RawDescriptor};
+use crate::document::{self, Descriptor, Document, Platform, Raw, RawDescriptor};
 use crate::error::{RegistryError, plain};
-use crate::source::means;
+use crate::source::{Local, means};
 
 /// By which an entry of the index is called: the second is containerd's, with the whole name.
 const NAMES: [&str; 2] = [
@@ -125,38 +125,7 @@ impl<'d> Layout<'d> {
         let Some(index) = self.small("index.json", desk.limits.document)? else {
             return Err(desk.bad_archive("it has no file index.json"));
         };
-        let index: Raw = serde_json::from_slice(&index).map_err(|cause| {
-            desk.bad_archive(format!("its index.json: {}", plain(&cause.to_string())))
-        })?;
-        let mut entries = index
-            .manifests
-            .ok_or_else(|| desk.bad_archive("its index.json is no index"))?;
-        entries.retain(|entry| !entry.is_attestation());
-        if entries.is_empty() {
-            return Err(desk.bad_archive("it holds no image"));
-        }
-        let (place, offered) = (desk.local.place(), offered(&entries));
-        match desk.local.tag() {
-            Some(tag) => {
-                entries.retain(|entry| names(entry).any(|name| means(tag, name)));
-                if entries.is_empty() {
-                    let tag = plain(tag);
-                    return Err(RegistryError::NoTag {
-                        place,
-                        tag,
-                        offered,
-                    });
-                }
-            }
-            // Several entries of one name, or of none, are one image for several platforms.
-            None if differ(&entries, |entry| entry.note(NAMES[0]))
-                && differ(&entries, |entry| Some(entry.digest.as_str())) =>
-            {
-                return Err(RegistryError::Ambiguous { place, offered });
-            }
-            None => {}
-        }
-        document::choose(entries, &desk.local.named(), desk.platform)
+        choose(&index, desk.local, desk.platform)
     }
 
     /// Follows an entry to the image for our platform; an index of indexes has no use here.
@@ -251,6 +220,49 @@ impl<'d> Layout<'d> {
         }
         Ok(Some(bytes))
     }
+}
+
+/// The entry of an index that is meant, for our platform.
+pub(crate) fn choose(
+    index: &[u8],
+    local: &Local,
+    platform: &Platform,
+) -> Result<Descriptor, RegistryError> {
+    let bad = |why: &str| RegistryError::BadArchive {
+        place: local.place(),
+        why: why.to_owned(),
+    };
+    let index: Raw = serde_json::from_slice(index)
+        .map_err(|cause| bad(&format!("its index.json: {}", plain(&cause.to_string()))))?;
+    let mut entries = index
+        .manifests
+        .ok_or_else(|| bad("its index.json is no index"))?;
+    entries.retain(|entry| !entry.is_attestation());
+    if entries.is_empty() {
+        return Err(bad("it holds no image"));
+    }
+    let (place, offered) = (local.place(), offered(&entries));
+    match local.tag() {
+        Some(tag) => {
+            entries.retain(|entry| names(entry).any(|name| means(tag, name)));
+            if entries.is_empty() {
+                let tag = plain(tag);
+                return Err(RegistryError::NoTag {
+                    place,
+                    tag,
+                    offered,
+                });
+            }
+        }
+        // Several entries of one name, or of none, are one image for several platforms.
+        None if differ(&entries, |entry| entry.note(NAMES[0]))
+            && differ(&entries, |entry| Some(entry.digest.as_str())) =>
+        {
+            return Err(RegistryError::Ambiguous { place, offered });
+        }
+        None => {}
+    }
+    document::choose(entries, &local.named(), platform)
 }
 
 fn wrong_length(found: u64, blob: &Descriptor) -> String {
