@@ -10,7 +10,7 @@ use reqwest::StatusCode;
 use reqwest::header::CONTENT_RANGE;
 use tokio::time::timeout;
 
-use crate::cache::{Cache, Claim, Part};
+use crate::cache::{Cache, Claim, Hold, Part};
 use crate::document::Descriptor;
 use crate::error::{Fault, RegistryError, Tries};
 use crate::session::Session;
@@ -70,20 +70,20 @@ impl<'t, 'p> Share<'t, 'p> {
     }
 }
 
-/// Gets the blob into the cache, or finds it there.
+/// Gets the blob into the cache, or finds it there, and keeps it from being pruned.
 pub(crate) async fn fetch(
     session: &Session<'_>,
     cache: &Cache,
     blob: &Descriptor,
     tally: &Tally<'_>,
-) -> Result<(), RegistryError> {
+) -> Result<Hold, RegistryError> {
     let mut share = Share::of(tally);
     let mut part = match cache.claim(blob.digest).await? {
-        Claim::Whole { size } if size == blob.size => {
+        Claim::Whole { size, hold } if size == blob.size => {
             share.set(size);
-            return Ok(());
+            return Ok(hold);
         }
-        Claim::Whole { size } => {
+        Claim::Whole { size, .. } => {
             let why = format!("it has {size} bytes, and the manifest says {}", blob.size);
             return Err(damaged(blob, why));
         }

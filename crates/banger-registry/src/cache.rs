@@ -3,18 +3,21 @@
 //! A file under such a name is whole and was verified, always: a download grows beside it as
 //! `<hex>.part`, and is synced and renamed when its digest is right. The length of a part is
 //! where a later try goes on. Whoever writes a part holds a lock on it, so two pulls of one blob
-//! become one download and a wait, in one process or in several.
+//! become one download and a wait, in one process or in several. Whoever reads a blob holds a
+//! shared lock on it, and nothing is pruned that cannot be locked alone.
 //!
 //! ```text
-//! claim --> <hex> is there ------------------------------> Whole
-//!       \-> <hex>.part, locked --> resume, append --> keep: <hex>
+//! claim --> <hex> is there, locked shared ---------------> Whole
+//!       \-> <hex>.part, locked --> resume, append --> keep: <hex>, locked shared
 //!                                                \--> discard
+//! prune --> <hex> or <hex>.part, locked alone --> gone
 //! ```
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::fs::OFlags;
@@ -41,7 +44,15 @@ pub struct Blob {
     pub size: u64,
     /// False while it is a part.
     pub whole: bool,
+    /// What its removal gives back to the disk, bytes: nothing where it has another name.
+    pub frees: u64,
+    /// Device and inode: a blob that was removed and came again has others.
+    pub inode: (u64, u64),
 }
+
+/// Keeps a blob where it is for as long as this, or a clone of it, lives.
+#[derive(Debug, Clone)]
+pub struct Hold(#[expect(dead_code, reason = "its lock is what counts")] Arc<File>);
 
 impl Cache {
     /// The cache in `dir`, which is made for the owner alone when it is missing.
@@ -88,19 +99,11 @@ impl Cache {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
-            let (hex, whole) = match name.strip_suffix(".part") {
-                Some(hex) => (hex, false),
-                None => (name, true),
-            };
-            let Ok(digest) = Digest::from_hex(hex) else {
+            let Some((digest, whole)) = Blob::of_name(name) else {
                 continue;
             };
             match entry.metadata() {
-                Ok(meta) => found.push(Blob {
-                    digest,
-                    size: meta.len(),
-                    whole,
-                }),
+                Ok(meta) => found.push(Blob::of(digest, whole, &meta)),
                 // Renamed or removed since the directory was read.
                 Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
                 Err(cause) => return Err(failed(cause)),
@@ -122,27 +125,88 @@ impl Cache {
         Ok(part.map_or(0, |part| part.len()))
     }
 
-    /// Takes a blob and its part away; absent is fine. A part that is being written stays.
+    /// Looks at every blob and part that nobody reads or writes, in this process or in another,
+    /// and removes those that `goes` says; returns them.
+    ///
+    /// # Errors
+    /// [`RegistryError::Cache`]; what was removed before stays removed.
+    pub fn prune(&self, mut goes: impl FnMut(&Blob) -> bool) -> Result<Vec<Blob>, RegistryError> {
+        let mut gone = Vec::new();
+        for blob in self.list()? {
+            gone.extend(self.prune_file((blob.digest, blob.whole), &mut goes)?);
+        }
+        Ok(gone)
+    }
+
+    /// The same of one file, by its [name](Cache::name_of).
     ///
     /// # Errors
     /// [`RegistryError::Cache`].
-    pub fn remove(&self, digest: Digest) -> Result<(), RegistryError> {
-        let whole = self.path(digest);
-        unlink(&whole)?;
-        let path = part_of(&whole);
-        match OpenOptions::new()
-            .write(true)
+    pub fn prune_one(
+        &self,
+        name: &str,
+        mut goes: impl FnMut(&Blob) -> bool,
+    ) -> Result<Option<Blob>, RegistryError> {
+        match Blob::of_name(name) {
+            Some((digest, whole)) => self.prune_file((digest, whole), &mut goes),
+            None => Ok(None),
+        }
+    }
+
+    fn prune_file(
+        &self,
+        (digest, whole): (Digest, bool),
+        goes: &mut impl FnMut(&Blob) -> bool,
+    ) -> Result<Option<Blob>, RegistryError> {
+        let path = match whole {
+            true => self.path(digest),
+            false => part_of(&self.path(digest)),
+        };
+        let gate = open_gate(&self.blobs).and_then(|gate| gate.lock().map(|()| gate));
+        let _gate = gate.map_err(|cause| RegistryError::disk("lock", &self.blobs, cause))?;
+        // Held until it is removed, so that nobody else begins to use it.
+        let Some((_held, meta)) = hold_alone(&path)? else {
+            return Ok(None);
+        };
+        let blob = Blob::of(digest, whole, &meta);
+        if !goes(&blob) {
+            return Ok(None);
+        }
+        unlink(&path)?;
+        Ok(Some(blob))
+    }
+
+    /// The file name of a blob or part in [`Cache::dir`].
+    #[must_use]
+    pub fn name_of(blob: &Blob) -> String {
+        let end = if blob.whole { "" } else { ".part" };
+        format!("{}{end}", blob.digest.hex())
+    }
+
+    /// Where the blobs are.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.blobs
+    }
+
+    /// Holds the blob if it is here whole, and tells its length; waits while it is pruned.
+    async fn hold(&self, digest: Digest) -> Result<Option<(u64, Hold)>, RegistryError> {
+        let path = self.path(digest);
+        let file = match OpenOptions::new()
+            .read(true)
             .custom_flags(OFlags::NOFOLLOW.bits() as i32)
             .open(&path)
         {
-            Ok(file) => match file.try_lock() {
-                Ok(()) => unlink(&path),
-                Err(TryLockError::WouldBlock) => Ok(()),
-                Err(TryLockError::Error(cause)) => Err(RegistryError::disk("lock", &path, cause)),
-            },
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(cause) => Err(RegistryError::disk("open", &path, cause)),
+            Ok(file) => lock_shared(file, &path).await?,
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(cause) => return Err(RegistryError::disk("open", &path, cause)),
+        };
+        if !still_named(&file, &path)? {
+            return Ok(None);
         }
+        let meta = file.metadata();
+        let meta = meta.map_err(|cause| RegistryError::disk("look at", &path, cause))?;
+        Ok(Some((meta.len(), Hold(Arc::new(file)))))
     }
 
     /// The blob, or the right to write it; waits while somebody else has that right.
@@ -150,8 +214,8 @@ impl Cache {
         let whole = self.path(digest);
         let path = part_of(&whole);
         loop {
-            if let Some(size) = self.size(digest)? {
-                return Ok(Claim::Whole { size });
+            if let Some((size, hold)) = self.hold(digest).await? {
+                return Ok(Claim::Whole { size, hold });
             }
             let file = OpenOptions::new()
                 .read(true)
@@ -161,7 +225,18 @@ impl Cache {
                 .custom_flags(OFlags::NOFOLLOW.bits() as i32)
                 .open(&path)
                 .map_err(|cause| RegistryError::disk("open", &path, cause))?;
-            let file = lock(file, &path).await?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    // Not for a lock of our own: once the blob is whole its writer goes on
+                    // holding it, with all who read it.
+                    drop(lock_shared(file, &path).await?);
+                    continue;
+                }
+                Err(TryLockError::Error(cause)) => {
+                    return Err(RegistryError::disk("lock", &path, cause));
+                }
+            }
             // The one before us may have renamed or removed what we opened before it ended.
             if !still_named(&file, &path)? {
                 continue;
@@ -175,13 +250,50 @@ impl Cache {
                 inherited: 0,
             };
             // Or it ended between our look and our opening, and this is a new, empty part.
-            if let Some(size) = self.size(digest)? {
+            if let Some((size, hold)) = self.hold(digest).await? {
                 part.discard()?;
-                return Ok(Claim::Whole { size });
+                return Ok(Claim::Whole { size, hold });
             }
             return Ok(Claim::Part(part));
         }
     }
+}
+
+impl Blob {
+    /// Whose file has this name, and whether it is whole.
+    fn of_name(name: &str) -> Option<(Digest, bool)> {
+        let (hex, whole) = match name.strip_suffix(".part") {
+            Some(hex) => (hex, false),
+            None => (name, true),
+        };
+        Digest::from_hex(hex).ok().map(|digest| (digest, whole))
+    }
+
+    fn of(digest: Digest, whole: bool, meta: &fs::Metadata) -> Blob {
+        Blob {
+            digest,
+            size: meta.len(),
+            whole,
+            frees: if meta.nlink() > 1 {
+                0
+            } else {
+                meta.blocks() * 512
+            },
+            inode: (meta.dev(), meta.ino()),
+        }
+    }
+}
+
+/// The file that is locked by whoever turns a writer's lock into a reader's, and alone by whoever
+/// prunes; neither for long. It stays.
+fn open_gate(blobs: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+        .open(blobs.with_file_name("lock"))
 }
 
 fn part_of(whole: &Path) -> PathBuf {
@@ -197,11 +309,11 @@ fn unlink(path: &Path) -> Result<(), RegistryError> {
     }
 }
 
-/// Waits for the lock without holding up the runtime. The waiting thread is nobody's: when the
-/// caller leaves, it gets the lock some time later and lets it go at once, and no shutdown waits
-/// for it.
-async fn lock(file: File, path: &Path) -> Result<File, RegistryError> {
-    match file.try_lock() {
+/// Locks a file together with others, without holding up the runtime. The waiting thread is
+/// nobody's: when the caller leaves, it gets the lock some time later and lets it go at once, and
+/// no shutdown waits for it.
+async fn lock_shared(file: File, path: &Path) -> Result<File, RegistryError> {
+    match file.try_lock_shared() {
         Ok(()) => return Ok(file),
         Err(TryLockError::WouldBlock) => {}
         Err(TryLockError::Error(cause)) => return Err(RegistryError::disk("lock", path, cause)),
@@ -210,12 +322,35 @@ async fn lock(file: File, path: &Path) -> Result<File, RegistryError> {
     std::thread::Builder::new()
         .name("blob-lock".to_owned())
         .spawn(move || {
-            let _ = locked.send(file.lock().map(|()| file));
+            let _ = locked.send(file.lock_shared().map(|()| file));
         })
         .map_err(|cause| RegistryError::disk("lock", path, cause))?;
     wait.await
         .expect("the thread sends before it ends")
         .map_err(|cause| RegistryError::disk("lock", path, cause))
+}
+
+/// Locks a file that nobody else has locked, unless it lost its name meanwhile.
+fn hold_alone(path: &Path) -> Result<Option<(File, fs::Metadata)>, RegistryError> {
+    let failed = |doing| move |cause| RegistryError::disk(doing, path, cause);
+    // Never waits: what has a blob's name may be a pipe.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = match OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path)
+    {
+        Ok(file) => file,
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(cause) => return Err(failed("open")(cause)),
+    };
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(cause)) => return Err(failed("lock")(cause)),
+    }
+    let meta = file.metadata().map_err(failed("look at"))?;
+    Ok((meta.is_file() && still_named(&file, path)?).then_some((file, meta)))
 }
 
 fn still_named(file: &File, path: &Path) -> Result<bool, RegistryError> {
@@ -232,7 +367,7 @@ fn still_named(file: &File, path: &Path) -> Result<bool, RegistryError> {
 #[derive(Debug)]
 pub(crate) enum Claim {
     /// Here already, this long.
-    Whole { size: u64 },
+    Whole { size: u64, hold: Hold },
     /// Ours to write. [`Part::resume`] comes first.
     Part(Part),
 }
@@ -310,9 +445,10 @@ impl Part {
         Digest::finish(self.hash.clone())
     }
 
-    /// Gives the part its blob's name, on disk before the name is.
-    pub(crate) async fn keep(self) -> Result<(), RegistryError> {
-        self.off_thread("keep", Part::publish).await.map(drop)
+    /// Gives the part its blob's name, on disk before the name is, and keeps it from being pruned.
+    pub(crate) async fn keep(self) -> Result<Hold, RegistryError> {
+        let part = self.off_thread("keep", Part::publish).await?;
+        part.hold()
     }
 
     /// Fills the part on this thread, from its first byte on, and keeps it. It is removed when
@@ -320,7 +456,7 @@ impl Part {
     pub(crate) fn fill_here(
         mut self,
         fill: impl FnOnce(&mut Filling<'_>) -> Result<(), RegistryError>,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<Hold, RegistryError> {
         let path = self.path.clone();
         let filled = self
             .clear()
@@ -330,10 +466,13 @@ impl Part {
                 let kept = self.publish();
                 kept.map_err(|cause| RegistryError::disk("keep", &path, cause))
             });
-        if filled.is_err() {
-            self.discard()?;
+        match filled {
+            Ok(()) => self.hold(),
+            Err(error) => {
+                self.discard()?;
+                Err(error)
+            }
         }
-        filled
     }
 
     /// Removes the file; the lock goes after the name.
@@ -356,12 +495,24 @@ impl Part {
     }
 
     fn publish(&mut self) -> io::Result<()> {
+        let dir = self.whole.parent().unwrap_or(Path::new("/"));
         self.file.sync_all()?;
+        let gate = open_gate(dir)?;
+        gate.lock_shared()?;
         fs::rename(&self.path, &self.whole)?;
-        match self.whole.parent() {
-            Some(dir) => File::open(dir)?.sync_all(),
-            None => Ok(()),
-        }
+        // Not one step: the writer's lock is let go, and then taken again with other readers.
+        // Nothing is pruned in between, as who prunes has the gate alone.
+        self.file.lock_shared()?;
+        drop(gate);
+        File::open(dir)?.sync_all()
+    }
+
+    /// Of a blob that was published.
+    fn hold(self) -> Result<Hold, RegistryError> {
+        // A second descriptor of the same lock: a part is not taken apart.
+        let file = self.file.try_clone();
+        let file = file.map_err(|cause| RegistryError::disk("hold", &self.whole, cause))?;
+        Ok(Hold(Arc::new(file)))
     }
 
     fn count(&mut self, bytes: &[u8]) {
@@ -435,17 +586,79 @@ mod tests {
         assert_eq!(second.len(), 2);
         let second = second.append(vec![Bytes::from("llo")]).await.expect("room");
         assert_eq!(second.digest(), digest);
-        second.keep().await.expect("kept");
-        let expected = Blob {
-            digest,
-            size: 5,
-            whole: true,
+        drop(second.keep().await.expect("kept"));
+        let list = cache.list().expect("a list");
+        let [blob] = list.as_slice() else {
+            panic!("{list:?}")
         };
-        assert_eq!(cache.list().expect("a list"), [expected]);
+        assert_eq!((blob.digest, blob.size, blob.whole), (digest, 5, true));
         assert_eq!(fs::read(cache.path(digest)).expect("a file"), b"hello");
-        cache.remove(digest).expect("removed");
-        cache.remove(digest).expect("again is harmless");
+        assert_eq!(cache.prune(|_| false).expect("looked at"), []);
+        assert_eq!(cache.prune(|_| true).expect("pruned"), list);
+        assert_eq!(cache.prune(|_| true).expect("again is harmless"), []);
         assert_eq!(cache.list().expect("a list"), []);
+    }
+
+    #[tokio::test]
+    async fn what_a_pull_reads_or_writes_is_not_pruned_and_all_else_is() {
+        let (_dir, cache) = cache();
+        let digests = [b"1", b"2", b"3", b"4"].map(|content| Digest::of(content));
+        let [read, idle, written, left] = digests;
+        let mut holds = Vec::new();
+        for digest in [read, idle] {
+            let part = part(&cache, digest, 1).await;
+            holds.push(part.keep().await.expect("kept"));
+        }
+        drop(holds.pop());
+        let [written_one, left_one] = [part(&cache, written, 9), part(&cache, left, 9)];
+        let (written_one, left_one) = (written_one.await, left_one.await);
+        let written_one = written_one
+            .append(vec![Bytes::from("x")])
+            .await
+            .expect("room");
+        drop(left_one.append(vec![Bytes::from("x")]).await.expect("room"));
+        // A second reader is enough.
+        let Claim::Whole { hold, .. } = cache.claim(read).await.expect("a claim") else {
+            panic!("it is whole")
+        };
+        holds.clear();
+        // Another name keeps the bytes where they are.
+        fs::hard_link(cache.path(idle), cache.dir().join("other")).expect("a link");
+        // And what is no file is left alone.
+        let pipe = cache.path(Digest::of(b"pipe"));
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .expect("a pipe");
+
+        let gone = cache.prune(|_| true).expect("pruned");
+        let mut names: Vec<_> = gone.iter().map(|blob| (blob.digest, blob.whole)).collect();
+        names.sort_unstable();
+        let mut expected = [(idle, true), (left, false)];
+        expected.sort_unstable();
+        assert_eq!(names, expected);
+        for blob in gone {
+            assert_eq!(blob.frees == 0, blob.digest == idle, "{blob:?}");
+        }
+        assert!(pipe.exists());
+
+        drop((hold, written_one));
+        assert_eq!(cache.prune(|_| true).expect("pruned").len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_reader_of_a_blob_keeps_nobody_from_claiming_it() {
+        let (_dir, cache) = cache();
+        let digest = Digest::of(b"hello");
+        let first = part(&cache, digest, 5).await;
+        let mut second = Box::pin(cache.claim(digest));
+        assert!(futures_util::poll!(&mut second).is_pending());
+        let _held = first.keep().await.expect("kept");
+        assert!(matches!(second.await, Ok(Claim::Whole { .. })));
     }
 
     #[tokio::test]
@@ -465,14 +678,15 @@ mod tests {
         let mut second = Box::pin(cache.claim(digest));
         let early = futures_util::poll!(&mut second);
         assert!(early.is_pending(), "the part is locked");
-        cache.remove(digest).expect("a part in work is left alone");
+        let gone = cache.prune(|_| true).expect("pruned");
+        assert_eq!(gone, [], "a part in work is left alone");
         let first = first
             .append(vec![Bytes::from("hello")])
             .await
             .expect("room");
         first.keep().await.expect("kept");
         match second.await.expect("a claim") {
-            Claim::Whole { size } => assert_eq!(size, 5),
+            Claim::Whole { size, .. } => assert_eq!(size, 5),
             Claim::Part(part) => panic!("{part:?} of a whole blob"),
         }
     }
@@ -487,7 +701,7 @@ mod tests {
         first.discard().expect("discarded");
         match second.await.expect("a claim") {
             Claim::Part(part) => part.discard().expect("discarded"),
-            Claim::Whole { size } => panic!("{size} bytes from nowhere"),
+            Claim::Whole { size, .. } => panic!("{size} bytes from nowhere"),
         }
         assert_eq!(cache.list().expect("a list"), []);
     }
@@ -507,9 +721,9 @@ mod tests {
             .await
             .expect("room");
         let finish = async { third.keep().await.expect("kept") };
-        let (second, ()) = tokio::join!(second, finish);
+        let (second, _held) = tokio::join!(second, finish);
         match second.expect("a claim") {
-            Claim::Whole { size } => assert_eq!(size, 5),
+            Claim::Whole { size, .. } => assert_eq!(size, 5),
             Claim::Part(part) => panic!("{part:?} beside another writer"),
         }
     }

@@ -40,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use auth::default_file as default_auth_file;
 pub use blob::Progress;
-pub use cache::{Blob, Cache};
+pub use cache::{Blob, Cache, Hold};
 pub use digest::{BadDigest, Digest};
 pub use document::{Descriptor, ImageManifest, Platform};
 pub use error::RegistryError;
@@ -90,8 +90,8 @@ pub struct Client {
     limits: Limits,
 }
 
-/// An image whose every blob is in the cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An image whose every blob is in the cache, and stays there as long as this lives.
+#[derive(Debug, Clone)]
 pub struct Pulled {
     /// What it is made of.
     pub manifest: ImageManifest,
@@ -99,6 +99,8 @@ pub struct Pulled {
     pub config_json: Vec<u8>,
     /// The files of the layers, lowest first, one for each of the manifest's.
     pub layers: Vec<PathBuf>,
+    /// Keep the files where they are.
+    pub holds: Vec<Hold>,
 }
 
 /// What an image will take, bytes.
@@ -211,21 +213,22 @@ impl Client {
         let tally = Tally::new(total, progress);
 
         // First the config: it can still tell that the layers are not wanted.
-        blob::fetch(&session, cache, &manifest.config, &tally).await?;
+        let held = blob::fetch(&session, cache, &manifest.config, &tally).await?;
         let path = cache.path(manifest.config.digest);
         let config_json =
             fs::read(&path).map_err(|cause| RegistryError::disk("read", &path, cause))?;
         document::check_config(&config_json, &manifest::named(&session), &self.platform)?;
 
         // Boxed: the compiler cannot see that a stream of borrowing futures may change threads.
-        let transfers: Vec<BoxFuture<'_, Result<(), RegistryError>>> = layers
+        let transfers: Vec<BoxFuture<'_, Result<Hold, RegistryError>>> = layers
             .into_iter()
             .map(|layer| Box::pin(blob::fetch(&session, cache, layer, &tally)) as BoxFuture<'_, _>)
             .collect();
-        stream::iter(transfers)
+        let mut holds: Vec<Hold> = stream::iter(transfers)
             .buffer_unordered(self.limits.parallel.max(1))
-            .try_collect::<()>()
+            .try_collect()
             .await?;
+        holds.push(held);
         let layers = manifest
             .layers
             .iter()
@@ -235,6 +238,7 @@ impl Client {
             manifest,
             config_json,
             layers,
+            holds,
         })
     }
 }

@@ -18,13 +18,14 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::OFlags;
 use tokio_util::sync::CancellationToken;
 
 use crate::Pulled;
 use crate::blob::{Progress, Share, Tally};
-use crate::cache::{Cache, Claim, Part};
+use crate::cache::{Cache, Claim, Hold, Part};
 use crate::digest::Digest;
 use crate::document::{self, Platform};
 use crate::error::{RegistryError, plain};
@@ -44,6 +45,8 @@ struct Desk<'d> {
     limits: &'d Limits,
     tally: Tally<'d>,
     cancel: &'d CancellationToken,
+    /// Keep what is in the cache already.
+    holds: Mutex<Vec<Hold>>,
 }
 
 /// Gets an image of this host's files into the cache. Blocks; to be called on a thread of a tokio
@@ -66,6 +69,7 @@ pub fn pull(
         limits,
         tally: Tally::new(0, progress),
         cancel,
+        holds: Mutex::default(),
     };
     match local.form() {
         Form::Layout => layout::pull(&desk),
@@ -101,7 +105,18 @@ impl Desk<'_> {
         }
     }
 
-    /// The right to write a blob, or its length where the cache has it.
+    fn hold(&self, hold: Hold) {
+        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        holds.push(hold);
+    }
+
+    /// All that was held.
+    fn holds(&self) -> Vec<Hold> {
+        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut holds)
+    }
+
+    /// The right to write a blob, or its length where the cache has it; then it stays there.
     fn claim(&self, digest: Digest) -> Result<Result<Part, u64>, RegistryError> {
         let claim = async {
             tokio::select! {
@@ -112,7 +127,10 @@ impl Desk<'_> {
         };
         Ok(match tokio::runtime::Handle::current().block_on(claim)? {
             Claim::Part(part) => Ok(part),
-            Claim::Whole { size } => Err(size),
+            Claim::Whole { size, hold } => {
+                self.hold(hold);
+                Err(size)
+            }
         })
     }
 
@@ -132,7 +150,7 @@ impl Desk<'_> {
             what: blob.what.to_owned(),
             why,
         };
-        part.fill_here(|filling| {
+        let hold = part.fill_here(|filling| {
             let mut chunk = vec![0; CHUNK];
             loop {
                 self.check()?;
@@ -165,6 +183,7 @@ impl Desk<'_> {
             }
             Ok(())
         })?;
+        self.hold(hold);
         Ok(length)
     }
 
@@ -172,7 +191,11 @@ impl Desk<'_> {
     fn store_bytes(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
         Share::of(&self.tally).set(bytes.len() as u64);
         match self.claim(digest)? {
-            Ok(part) => part.fill_here(|filling| filling.write(bytes)),
+            Ok(part) => {
+                let hold = part.fill_here(|filling| filling.write(bytes))?;
+                self.hold(hold);
+                Ok(())
+            }
             Err(_) => Ok(()),
         }
     }

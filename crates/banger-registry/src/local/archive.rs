@@ -107,6 +107,7 @@ pub(super) fn pull(desk: &Desk<'_>) -> Result<Pulled, RegistryError> {
             .iter()
             .map(|digest| desk.cache.path(*digest))
             .collect(),
+        holds: desk.holds(),
     })
 }
 

@@ -57,6 +57,7 @@ pub(super) fn pull(desk: &Desk<'_>) -> Result<Pulled, RegistryError> {
         manifest,
         config_json,
         layers,
+        holds: desk.holds(),
     })
 }
 
