@@ -4,6 +4,9 @@
 
 use banger_api::error::{Code, Error};
 
+/// What gives room back.
+const ROOM: &str = "banger disk --reclaim";
+
 /// A use case that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -19,12 +22,12 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// A failure of this code.
+    /// A failure of this code. Where room is missing, the next step is known.
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),
-            hint: None,
+            hint: (code == Code::NoSpace).then(|| ROOM.to_owned()),
             causes: Vec::new(),
         }
     }

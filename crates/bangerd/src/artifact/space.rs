@@ -63,7 +63,6 @@ fn too_little(free: u64, place: &Path) -> Failure {
             place.display()
         ),
     )
-    .hint("banger prune, or banger image delete IMAGE")
 }
 
 #[cfg(test)]
@@ -75,6 +74,7 @@ mod tests {
         let failure = too_little((4 << 30) / 10, Path::new("/s"));
         assert_eq!(failure.message, "1G free space needed, 0.4G left in /s");
         assert_eq!(failure.code.status(), 507);
+        assert_eq!(failure.hint.as_deref(), Some("banger disk --reclaim"));
     }
 
     #[test]
