@@ -6,8 +6,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Empty;
+use crate::disk::{DiskReclaimParams, DiskReport};
 use crate::image::{
-    ImageBuildParams, ImageListResult, ImagePullParams, ImageRegisterParams, ImageShowResult,
+    ImageBuildParams, ImageCachePruneParams, ImageCachePruneResult, ImageListResult,
+    ImagePullParams, ImageRegisterParams, ImageShowResult,
 };
 use crate::kernel::{KernelImportParams, KernelListResult, KernelPullParams, KernelShowResult};
 use crate::operation::{OperationListResult, OperationResult};
@@ -81,6 +83,10 @@ endpoints! {
     System Get "/system" 200 Empty => SystemInfo;
     /// Findings of doctor.
     Doctor Get "/system/doctor" 200 Empty => DoctorReport;
+    /// What takes room on the disk.
+    Disk Get "/system/disk" 200 Empty => DiskReport;
+    /// Give back what nothing references.
+    DiskReclaim Post "/system/disk/reclaim" 202 DiskReclaimParams => OperationResult;
     /// End the daemon.
     Shutdown Post "/system/shutdown" 200 ShutdownParams => ShutdownResult;
     /// All VMs; `?state=`.
@@ -119,6 +125,8 @@ endpoints! {
     ImageBuild Post "/images/build" 202 ImageBuildParams => OperationResult;
     /// Copy the files of an unmanaged image into banger's keeping.
     ImagePromote Post "/images/{image}/promote" 202 Empty => OperationResult;
+    /// Remove blobs that no pull uses.
+    ImageCachePrune Post "/images/cache/prune" 200 ImageCachePruneParams => ImageCachePruneResult;
     /// One image.
     ImageShow Get "/images/{image}" 200 Empty => ImageShowResult;
     /// Forget an image, and its files where banger owns them.

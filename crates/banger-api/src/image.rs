@@ -189,6 +189,28 @@ pub struct ImageBuildParams {
     pub suite: Option<String>,
 }
 
+/// `POST /images/cache/prune`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageCachePruneParams {
+    /// Only count what would go.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+}
+
+/// Its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageCachePruneResult {
+    /// Bytes of the disk that came back, or would.
+    pub bytes_freed: u64,
+    /// Blobs and parts that went, or would.
+    pub blobs_freed: u64,
+    /// Nothing was touched.
+    pub dry_run: bool,
+    /// Where blobs are.
+    pub cache_dir: String,
+}
+
 /// `GET /images`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageListResult {

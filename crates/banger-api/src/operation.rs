@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::disk::ReclaimReport;
 use crate::error::Code;
 use crate::image::Image;
 use crate::kernel::KernelEntry;
@@ -74,6 +75,9 @@ pub struct Operation {
     /// The kernel, at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entry: Option<KernelEntry>,
+    /// What a reclaim planned and did, at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reclaim: Option<ReclaimReport>,
 }
 
 /// How long a stage took.

@@ -133,6 +133,9 @@ pub struct Resolved {
     pub size_bytes: u64,
 }
 
+/// The file in apt's directory that is locked by whoever works there. It stays.
+pub const LOCK: &str = "lock";
+
 /// apt with a state of its own. One at a time works in a directory; others wait.
 #[derive(Debug)]
 pub struct Apt {
@@ -156,11 +159,14 @@ impl Apt {
         if entries.is_empty() {
             return Err(AptError::NoSources);
         }
-        for below in ["lists/partial", "cache/archives/partial"] {
-            let path = dir.join(below);
-            std::fs::create_dir_all(&path).map_err(io_error(format!("make {}", path.display())))?;
-        }
-        let lock = lock(&dir.join("lock"), cancel)?;
+        let make = |path: &Path| {
+            std::fs::create_dir_all(path).map_err(io_error(format!("make {}", path.display())))
+        };
+        make(dir)?;
+        let lock = lock(&dir.join(LOCK), cancel)?;
+        // Under the lock: whoever has it may have cleared the rest away.
+        make(&dir.join("lists/partial"))?;
+        make(&dir.join("cache/archives/partial"))?;
         let text: String = entries.iter().map(|entry| entry.line() + "\n").collect();
         let list = dir.join("sources.list");
         // Other entries make the lists stale, however young they are.

@@ -100,6 +100,8 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: daemon::Verb,
     },
+    /// Show what takes room on the disk, or give it back
+    Disk(verbs::disk::Disk),
     /// Look for what is missing on this host
     Doctor(verbs::doctor::Doctor),
     /// Print the completion script of a shell

@@ -368,3 +368,38 @@ fn a_console_on_a_terminal_is_escaped() {
     assert!(terminal.until("end").contains("\\x1b]0;evil\\x07end"));
     child.wait().unwrap();
 }
+
+#[test]
+fn a_reclaim_asks_and_hands_back_the_plan_that_it_showed() {
+    for (answer, status, posts) in [("y\n", 0, 2), ("\n", 2, 1), ("no\n", 2, 1)] {
+        let fake = Fake::new(|request| {
+            let mut operation = done("");
+            operation["operation"]["reclaim"] = json!({"dry_run": request.body["dry_run"] == true, "images": false,
+                "bytes_planned": 5 << 20, "bytes_freed": 5 << 20, "items_freed": 1,
+                "items": [{"kind": "log", "name": "bangerd.log.1", "bytes": 5 << 20,
+                    "identity": "1:2", "outcome": "planned"}]});
+            if request.line().contains("/events") {
+                // What was asked for is in the request before.
+                operation["operation"]["reclaim"]["dry_run"] = false.into();
+                return Answer::Events(vec![("done", operation)]);
+            }
+            Answer::Json(202, operation)
+        });
+        let mut terminal = Terminal::new();
+        let mut child = terminal.start(&mut fake.banger(&["disk", "--reclaim"]));
+        let shown = terminal.until("remove 1 item to free 5.0M? [y/N] ");
+        assert!(shown.contains("bangerd.log.1"), "{shown}");
+        terminal.user.write_all(answer.as_bytes()).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(status), "{answer:?}");
+        let seen = fake.seen();
+        let bodies: Vec<_> = (seen.iter())
+            .filter(|request| request.method == "POST")
+            .map(|request| request.body.clone())
+            .collect();
+        assert_eq!(bodies.len(), posts, "{answer:?}");
+        assert_eq!(bodies[0], json!({"dry_run": true}));
+        if let Some(body) = bodies.get(1) {
+            assert_eq!(*body, json!({"plan": "op-000000000001"}));
+        }
+    }
+}

@@ -19,6 +19,7 @@ use tracing::Instrument;
 use crate::arguments::Arguments;
 use crate::artifact::Shelf;
 use crate::config::{Config, Defaults};
+use crate::disk::Disk;
 use crate::engine::HostEngine;
 use crate::failure::Failure;
 use crate::http;
@@ -51,6 +52,8 @@ pub(crate) struct App {
     pub(crate) operations: Operations,
     /// Images and kernels.
     pub(crate) shelf: Shelf,
+    /// What takes room.
+    pub(crate) disk: Disk,
     /// VMs.
     pub(crate) vms: Vms,
     /// Engines of this host.
@@ -255,6 +258,7 @@ impl Daemon {
         let tasks = TaskTracker::new();
         let operations = Operations::new(store.clone());
         let shelf = Shelf::new(store.clone(), &paths, &config, tasks.clone());
+        let disk = Disk::new(&paths, shelf.clone(), world.seams.clone());
         let vms = Vms::new(Parts {
             store,
             operations: operations.clone(),
@@ -269,6 +273,7 @@ impl Daemon {
         let app = App {
             operations,
             shelf,
+            disk,
             vms,
             engine,
             tasks,

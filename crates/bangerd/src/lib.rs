@@ -11,6 +11,7 @@ mod build;
 mod config;
 mod copy;
 mod daemon;
+mod disk;
 mod doctor;
 mod engine;
 mod failure;

@@ -39,6 +39,8 @@ const PLAIN: &[&str] = &[
     "recovery.unwound",
     "recovery.committed",
     "recovery.ended",
+    "reclaim.removing",
+    "reclaim.removed",
 ];
 
 /// The names of all seams.

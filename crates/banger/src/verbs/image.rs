@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 
 use banger_api::Empty;
 use banger_api::endpoint::{
-    ImageBuild, ImageDelete, ImageList, ImagePromote, ImagePull, ImageRegister, ImageShow,
+    ImageBuild, ImageCachePrune, ImageDelete, ImageList, ImagePromote, ImagePull, ImageRegister,
+    ImageShow,
 };
 use banger_api::error::Code;
 use banger_api::image::{
-    Image, ImageBuildParams, ImageListResult, ImagePullParams, ImageRegisterParams, ImageShowResult,
+    Image, ImageBuildParams, ImageCachePruneParams, ImageCachePruneResult, ImageListResult,
+    ImagePullParams, ImageRegisterParams, ImageShowResult,
 };
 use clap::{ArgGroup, Args, Subcommand};
 
@@ -40,6 +42,29 @@ pub(crate) enum Verb {
     Register(Register),
     Promote(Promote),
     Build(Build),
+    /// Downloaded layers
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Cache {
+        #[command(subcommand)]
+        verb: CacheVerb,
+    },
+}
+
+/// What one does with downloaded layers.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheVerb {
+    Prune(CachePrune),
+}
+
+/// Remove downloaded layers that no pull uses; images need them no more
+#[derive(Debug, Args)]
+pub(crate) struct CachePrune {
+    /// Only count what would go
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the API's answer
+    #[arg(long)]
+    json: bool,
 }
 
 /// List images
@@ -209,7 +234,33 @@ impl Verb {
             Self::Register(args) => args.run(place).await,
             Self::Promote(args) => args.run(place).await,
             Self::Build(args) => args.run(place).await,
+            Self::Cache {
+                verb: CacheVerb::Prune(args),
+            } => args.run(place).await,
         }
+    }
+}
+
+impl CachePrune {
+    async fn run(self, place: &Place) -> Result<u8, Failure> {
+        let params = ImageCachePruneParams {
+            dry_run: self.dry_run,
+        };
+        let client = place.reach().await?;
+        let at = At::default();
+        let body = client.body::<ImageCachePrune>(at, &params).await?;
+        if self.json {
+            return super::print_body(&body);
+        }
+        let done: ImageCachePruneResult = super::read(&body)?;
+        let word = if done.dry_run { "would free" } else { "freed" };
+        crate::show::line(&escape(&format!(
+            "{word} {} across {} blob(s) in {}",
+            about(done.bytes_freed),
+            done.blobs_freed,
+            done.cache_dir
+        )))?;
+        Ok(0)
     }
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod completion;
 pub(crate) mod create;
 pub(crate) mod daemon;
 pub(crate) mod delete;
+pub(crate) mod disk;
 pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod exec;
@@ -42,6 +43,7 @@ pub(crate) async fn run(cli: Cli, started: Instant) -> Result<u8, Failure> {
         Verb::Kernel { verb } => verb.run(&place).await,
         Verb::Operation { verb } => verb.run(&place).await,
         Verb::Daemon { verb } => verb.run(&place).await,
+        Verb::Disk(args) => args.run(&place).await,
         Verb::Doctor(args) => args.run(&place).await,
         Verb::Completion(args) => args.run(),
         Verb::Version => versions(&place).await,

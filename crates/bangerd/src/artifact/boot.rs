@@ -8,16 +8,17 @@
 //! loader: there is none in an initramfs.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use banger_api::error::Code;
 use banger_engine::machine::Transport;
 use banger_images::initramfs::{self, BootSet, Channel};
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 use rustix::process::{Pid, test_kill_process};
 
 use crate::failure::Failure;
@@ -102,45 +103,98 @@ impl Boots {
     /// Removes what none of these kernels boots from with the agent of now.
     /// Without an agent nobody can say what that is: then all stays.
     pub(crate) fn prune(&self, kernel_dirs: &[PathBuf]) -> Result<(), Failure> {
-        let Ok(agent) = find_agent() else {
-            return Ok(());
-        };
-        let cannot = |error: io::Error| {
-            Failure::internal(format!("cannot prune {}", self.cache.display()), &error)
-        };
-        let hash = self.hash_of(&agent).map_err(cannot)?;
-        self.prune_but(&keys(&hash, kernel_dirs)).map_err(cannot)
+        match self.wanted(kernel_dirs)? {
+            Some(wanted) => self
+                .prune_but(&wanted)
+                .map_err(|error| self.cannot_prune(&error)),
+            None => Ok(()),
+        }
     }
 
     fn prune_but(&self, wanted: &HashSet<String>) -> io::Result<()> {
-        let entries = match fs::read_dir(&self.cache) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            entries => entries?,
-        };
-        for entry in entries {
-            let entry = entry?;
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            let path = entry.path();
-            // Held until it is removed, so that nobody else begins to.
-            let mut alone = None;
-            let stale = match half_made(name) {
-                Some(maker) => !lives(maker),
-                None if !is_key(name) || wanted.contains(name) => false,
-                None => {
-                    alone = hold_alone(&path);
-                    alone.is_some()
-                }
-            };
-            if stale {
+        for name in self.names()? {
+            let path = self.cache.join(&name);
+            // Held until it is removed, so that nobody else begins to use it.
+            if let Some(_held) = stale(&path, &name, wanted) {
                 match fs::remove_file(&path) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                     _ => tracing::info!(name, "pruned an initramfs"),
                 }
             }
-            drop(alone);
         }
         Ok(())
+    }
+
+    /// Names of what none of these kernels boots from and nobody holds;
+    /// nothing where there is no agent.
+    pub(crate) fn stale(&self, kernel_dirs: &[PathBuf]) -> Result<HashSet<String>, Failure> {
+        let Some(wanted) = self.wanted(kernel_dirs)? else {
+            return Ok(HashSet::new());
+        };
+        let names = self.names().map_err(|error| self.cannot_prune(&error))?;
+        let mut found = HashSet::new();
+        for name in names {
+            if stale(&self.cache.join(&name), &name, &wanted).is_some() {
+                found.insert(name);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes one of them, if it still is one and this file; the bytes that
+    /// came back.
+    pub(crate) fn free(
+        &self,
+        kernel_dirs: &[PathBuf],
+        name: &OsStr,
+        inode: (u64, u64),
+    ) -> Result<Option<u64>, Failure> {
+        let (Some(wanted), Some(name)) = (self.wanted(kernel_dirs)?, name.to_str()) else {
+            return Ok(None);
+        };
+        let path = self.cache.join(name);
+        let work = || -> io::Result<Option<u64>> {
+            let Some(_held) = stale(&path, name, &wanted) else {
+                return Ok(None);
+            };
+            let found = match fs::symlink_metadata(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                found => found?,
+            };
+            if (found.dev(), found.ino()) != inode {
+                return Ok(None);
+            }
+            fs::remove_file(&path)?;
+            let alone = found.nlink() == 1;
+            Ok(Some(if alone { found.blocks() * 512 } else { 0 }))
+        };
+        work().map_err(|error| self.cannot_prune(&error))
+    }
+
+    /// Names of all that these kernels may boot from, if there is an agent.
+    fn wanted(&self, kernel_dirs: &[PathBuf]) -> Result<Option<HashSet<String>>, Failure> {
+        let Ok(agent) = find_agent() else {
+            return Ok(None);
+        };
+        let hash = self.hash_of(&agent);
+        let hash = hash.map_err(|error| self.cannot_prune(&error))?;
+        Ok(Some(keys(&hash, kernel_dirs)))
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(&self.cache) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    fn cannot_prune(&self, error: &io::Error) -> Failure {
+        Failure::internal(format!("cannot prune {}", self.cache.display()), error)
     }
 
     fn hash_of(&self, path: &Path) -> io::Result<String> {
@@ -190,9 +244,29 @@ fn hold(path: &Path) -> io::Result<Option<File>> {
 
 /// Holds a cached file that nobody else holds.
 fn hold_alone(path: &Path) -> Option<File> {
-    let file = File::open(path).ok()?;
+    let file = OpenOptions::new()
+        .read(true)
+        // What has the name may be a pipe, and opening that would wait.
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
+        .open(path)
+        .ok()?;
     let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
     locked.is_ok().then_some(file)
+}
+
+/// What keeps a file from being used while it is removed: of one that nobody
+/// wants and nobody holds, or that is half made by a process that is gone.
+fn stale(path: &Path, name: &str, wanted: &HashSet<String>) -> Option<Option<File>> {
+    match half_made(name) {
+        Some(maker) => (!lives(maker)).then_some(None),
+        None if !is_key(name) || wanted.contains(name) => None,
+        None => hold_alone(path).map(Some),
+    }
+}
+
+/// Whether a file of the cache has a name that banger gives there.
+pub(crate) fn is_boot(name: &str) -> bool {
+    is_key(name) || half_made(name).is_some()
 }
 
 /// Gives a file its name. Of two that made the same one at once the first

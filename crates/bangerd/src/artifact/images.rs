@@ -29,6 +29,7 @@ use crate::operation::now;
 use crate::ports::OwnKernel;
 
 pub(super) use boot::boot_image;
+pub(super) use build::BUILD_LOG;
 pub(super) use build::obtainable;
 pub(crate) use build::{NewBuild, suite_of};
 pub(crate) use pull::NewPull;
@@ -134,11 +135,12 @@ impl Shelf {
             unsettle(kept)?;
         }
         let (id, name) = (image.id.clone(), image.name.clone());
+        let default = self.0.default_image.clone();
         let users = self
             .0
             .store
             .promise(move |tx| {
-                let users = users::of_image(tx, &id, &name)?;
+                let users = users::of_image(tx, &id, &name, Some(&default))?;
                 if users.is_empty() {
                     images::delete(tx, &id)?;
                 }

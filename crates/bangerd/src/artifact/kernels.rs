@@ -14,8 +14,8 @@ use banger_images::bzimage::Format;
 use banger_images::kernel::{self, KernelInfo};
 use banger_images::{Cancel, Report};
 use banger_model::KernelName;
-use banger_store::images;
 use banger_store::kernels::{self, KernelRow};
+use banger_store::{Connection, StoreError, images};
 
 use super::images::cannot_sweep;
 use super::publish::{self, Staging};
@@ -208,6 +208,8 @@ impl Shelf {
     }
 
     async fn prune(&self) -> Result<(), Failure> {
+        // Whoever clears has told what goes, and that is all that goes then.
+        let _alone = self.0.pruning.lock().await;
         let mut dirs = Vec::new();
         for record in self.kernel_records().await? {
             dirs.push(self.0.kernels_dir.join(record.entry.name));
@@ -430,8 +432,23 @@ impl Shelf {
         Ok(record)
     }
 
-    /// Removes a kernel.
+    /// Removes a kernel that no VM uses.
     pub(crate) async fn delete_kernel(&self, name: &str) -> Result<(), Failure> {
+        let vms = |db: &Connection, name: &str| {
+            let users = users::of_kernel(db, name)?;
+            Ok(users.into_iter().map(|vm| ("vm", vm)).collect())
+        };
+        self.remove_kernel(name, vms).await
+    }
+
+    /// Removes a kernel that nothing uses: `users` tells kinds and names.
+    pub(super) async fn remove_kernel(
+        &self,
+        name: &str,
+        users: impl FnOnce(&Connection, &str) -> Result<Vec<(&'static str, String)>, StoreError>
+        + Send
+        + 'static,
+    ) -> Result<(), Failure> {
         let name = self.find_kernel(name).await?.entry.name;
         let _claim = self.claim(Kind::Kernel, &name)?;
         let place = self.0.kernels_dir.join(&name);
@@ -443,7 +460,7 @@ impl Shelf {
             .0
             .store
             .promise(move |tx| {
-                let users = users::of_kernel(tx, &key)?;
+                let users = users(tx, &key)?;
                 if users.is_empty() {
                     kernels::delete(tx, &key)?;
                 }
@@ -452,7 +469,7 @@ impl Shelf {
             .await?;
         if !users.is_empty() {
             publish::settle(&place);
-            return Err(users::in_use("kernel", &name, &users));
+            return Err(users::in_use_by("kernel", &name, &users));
         }
         blocking(move || {
             if let Err(error) = fs::remove_dir_all(&place)

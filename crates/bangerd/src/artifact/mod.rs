@@ -14,6 +14,7 @@ mod own;
 mod publish;
 mod records;
 pub(crate) mod space;
+pub(crate) mod stock;
 mod users;
 
 use std::collections::HashSet;
@@ -34,12 +35,12 @@ use crate::failure::Failure;
 use crate::paths::Paths;
 use crate::ports::{Artifacts, BootImage, BootKernel, Progress};
 
-pub(crate) use self::boot::find_agent;
+pub(crate) use self::boot::{find_agent, is_boot};
 pub(crate) use self::cancelled::cancelled;
 pub(crate) use self::flight::was_cancelled;
 pub(crate) use self::images::{NewBuild, NewPull, suite_of};
 pub(crate) use self::kernels::NewKernel;
-pub(crate) use self::publish::is_staging;
+pub(crate) use self::publish::{is_mark, is_staging};
 pub(crate) use self::records::{ImageRecord, image as image_record};
 
 /// All images and kernels. Clones are the same shelf.
@@ -61,6 +62,10 @@ struct Inner {
     tasks: TaskTracker,
     /// Names that are being made or removed.
     claims: Mutex<HashSet<(Kind, String)>>,
+    /// Held by whoever was asked to clear.
+    clearing: Arc<tokio::sync::Mutex<()>>,
+    /// Held while anything is cleared, asked or not.
+    pruning: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What a name is a name of.
@@ -95,6 +100,8 @@ impl Shelf {
             kernel_flights: Flights::new(tasks.clone()),
             tasks,
             claims: Mutex::default(),
+            clearing: Arc::default(),
+            pruning: Arc::default(),
         }))
     }
 
@@ -134,7 +141,7 @@ impl Shelf {
 }
 
 /// A name that is taken for a while.
-struct Claim {
+pub(crate) struct Claim {
     shelf: Shelf,
     key: (Kind, String),
 }

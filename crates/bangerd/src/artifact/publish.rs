@@ -117,6 +117,12 @@ pub(crate) fn is_staging(name: &str) -> bool {
     name.starts_with(STAGING)
 }
 
+/// Whether a file says of the directory it is in that this counts only if it
+/// has a row.
+pub(crate) fn is_mark(name: &std::ffi::OsStr) -> bool {
+    name == UNSETTLED
+}
+
 fn sync_all(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;

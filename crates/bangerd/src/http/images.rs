@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use banger_api::Empty;
 use banger_api::endpoint::{
-    ImageBuild, ImageDelete, ImageList, ImagePromote, ImagePull, ImageRegister, ImageShow,
+    ImageBuild, ImageCachePrune, ImageDelete, ImageList, ImagePromote, ImagePull, ImageRegister,
+    ImageShow,
 };
 use banger_api::image::{
-    ImageBuildParams, ImageListResult, ImagePullParams, ImageRegisterParams, ImageShowResult,
+    ImageBuildParams, ImageCachePruneParams, ImageCachePruneResult, ImageListResult,
+    ImagePullParams, ImageRegisterParams, ImageShowResult,
 };
 use banger_api::operation::OperationResult;
 
@@ -26,6 +28,7 @@ pub(super) fn add(routes: Routes) -> Routes {
         .on::<ImagePull, _, _>(&[WAIT], pull)
         .on::<ImageBuild, _, _>(&[WAIT], build_image)
         .on::<ImagePromote, _, _>(&[WAIT], promote)
+        .on::<ImageCachePrune, _, _>(&[], prune)
         .on::<ImageShow, _, _>(&[], show)
         .on::<ImageDelete, _, _>(&[], delete)
 }
@@ -114,6 +117,13 @@ async fn promote(app: Arc<App>, call: Call<Empty>) -> Result<OperationResult, Fa
         })
     });
     accepted(&app, &call.query, handle.operation()).await
+}
+
+async fn prune(
+    app: Arc<App>,
+    call: Call<ImageCachePruneParams>,
+) -> Result<ImageCachePruneResult, Failure> {
+    app.shelf.prune_blobs(call.body.dry_run).await
 }
 
 async fn show(app: Arc<App>, call: Call<Empty>) -> Result<ImageShowResult, Failure> {

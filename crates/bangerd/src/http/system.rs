@@ -3,18 +3,24 @@
 use std::sync::Arc;
 
 use banger_api::Empty;
-use banger_api::endpoint::{Doctor, Ping, Shutdown, System};
+use banger_api::disk::{DiskReclaimParams, DiskReport};
+use banger_api::endpoint::{Disk, DiskReclaim, Doctor, Ping, Shutdown, System};
+use banger_api::operation::OperationResult;
 use banger_api::system::{DoctorReport, PingResult, ShutdownParams, ShutdownResult, SystemInfo};
 
+use super::operations::{WAIT, accepted};
 use super::routes::{Call, Routes};
 use crate::daemon::App;
 use crate::failure::Failure;
+use crate::operation::{Outcome, Subject};
 
 pub(super) fn add(routes: Routes) -> Routes {
     routes
         .on::<Ping, _, _>(&[], ping)
         .on::<System, _, _>(&[], system)
         .on::<Doctor, _, _>(&[], doctor)
+        .on::<Disk, _, _>(&[], disk)
+        .on::<DiskReclaim, _, _>(&[WAIT], reclaim)
         .on::<Shutdown, _, _>(&[], shutdown)
 }
 
@@ -55,6 +61,26 @@ async fn doctor(app: Arc<App>, _: Call<Empty>) -> Result<DoctorReport, Failure> 
     tokio::task::spawn_blocking(move || crate::doctor::look(&paths))
         .await
         .map_err(|error| Failure::internal("cannot look at the host", &error))
+}
+
+async fn disk(app: Arc<App>, _: Call<Empty>) -> Result<DiskReport, Failure> {
+    app.disk.report().await
+}
+
+async fn reclaim(app: Arc<App>, call: Call<DiskReclaimParams>) -> Result<OperationResult, Failure> {
+    let wanted = app.disk.new_reclaim(call.body, &app.operations).await?;
+    let begun = (app.operations)
+        .begin("disk.reclaim", Subject::default(), &call.op)
+        .await;
+    let handle = begun?;
+    let (disk, work) = (app.disk.clone(), handle.clone());
+    app.work(handle.clone(), async move {
+        Ok(Outcome {
+            reclaim: Some(disk.reclaim(wanted, &work).await?),
+            ..Outcome::default()
+        })
+    });
+    accepted(&app, &call.query, handle.operation()).await
 }
 
 async fn shutdown(app: Arc<App>, call: Call<ShutdownParams>) -> Result<ShutdownResult, Failure> {

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use banger_api::disk::ReclaimReport;
 use banger_api::error::Code;
 use banger_api::image::Image;
 use banger_api::kernel::KernelEntry;
@@ -29,6 +30,8 @@ pub(crate) struct Outcome {
     pub(crate) image: Option<Image>,
     /// A kernel.
     pub(crate) entry: Option<KernelEntry>,
+    /// A reclaim.
+    pub(crate) reclaim: Option<ReclaimReport>,
 }
 
 /// An operation under way. Clones are the same one. It must be
@@ -127,6 +130,7 @@ impl OpHandle {
                 operation.vm = outcome.vm;
                 operation.image = outcome.image;
                 operation.entry = outcome.entry;
+                operation.reclaim = outcome.reclaim;
             }
             Err(failure) => {
                 operation.cancelled = failure.code == Code::Cancelled;

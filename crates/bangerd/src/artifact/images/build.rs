@@ -24,6 +24,8 @@ use crate::ports::{Builder, Progress};
 /// Begins the name of an image that is a Debian suite.
 const SUITE_IMAGE: &str = "debian-";
 
+/// Ends the name of a build's log, after the image's.
+pub(in crate::artifact) const BUILD_LOG: &str = ".build.log";
 /// Suites whose `docker.io` has Docker's command too.
 const DOCKER_IN_ONE: [&str; 3] = ["buster", "bullseye", "bookworm"];
 /// Largest log that is kept, bytes.
@@ -159,7 +161,7 @@ impl Shelf {
 
     /// Where the log of a build is while it runs, and after it failed.
     pub(crate) fn build_log(&self, name: &str) -> PathBuf {
-        self.0.images_dir.join(format!("{name}.build.log"))
+        self.0.images_dir.join(format!("{name}{BUILD_LOG}"))
     }
 
     pub(in crate::artifact) async fn obtain_default_image(

@@ -119,7 +119,7 @@ fn replaced(
     if old.image.managed {
         return Ok(Err(already_exists(name)));
     }
-    let users = users::of_image(db, &old.image.id, &old.image.name)?;
+    let users = users::of_image(db, &old.image.id, &old.image.name, None)?;
     if users.is_empty() {
         Ok(Ok(Some(old)))
     } else {

@@ -121,6 +121,7 @@ async fn replies_are_what_the_document_promises() {
         "/ping",
         "/system",
         "/system/doctor",
+        "/system/disk",
         "/vms",
         "/images",
         "/kernels",
@@ -145,6 +146,25 @@ async fn replies_are_what_the_document_promises() {
         .await;
     all.ask("DELETE", "/v1/images/{image}", "/v1/images/mine", "")
         .await;
+    let left = house.app.paths.images().join("left");
+    std::fs::write(left, "without an owner").unwrap();
+    for body in [r#"{"dry_run":true,"images":true}"#, "{}"] {
+        let (route, path) = (
+            "/v1/system/disk/reclaim",
+            "/v1/system/disk/reclaim?wait=30s",
+        );
+        let done = all.ask("POST", route, path, body).await.json();
+        assert_eq!(done["operation"]["success"], true, "{done}");
+        let items = &done["operation"]["reclaim"]["items"];
+        assert_eq!(items[0]["name"], "state/images/left", "{done}");
+    }
+    all.ask(
+        "POST",
+        "/v1/images/cache/prune",
+        "/v1/images/cache/prune",
+        "{}",
+    )
+    .await;
     all.ask("POST", "/v1/images/build", "/v1/images/build", "{}")
         .await;
     all.ask("GET", "/v1/kernels/{kernel}", "/v1/kernels/no", "")

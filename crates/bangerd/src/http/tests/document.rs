@@ -126,10 +126,10 @@ fn document(served: &[Served]) -> Value {
         ($($name:ident)*) => { $(all.endpoint::<endpoint::$name>(stringify!($name), served);)* };
     }
     endpoints! {
-        Ping System Doctor Shutdown
+        Ping System Doctor Disk DiskReclaim Shutdown
         VmList VmCreate VmShow VmSet VmDelete VmStart VmRestart VmStop VmKill
         VmStats VmLogs VmHealth VmPing
-        ImageList ImagePull ImageRegister ImageBuild ImagePromote ImageShow
+        ImageList ImagePull ImageRegister ImageBuild ImagePromote ImageCachePrune ImageShow
         ImageDelete
         KernelList KernelPull KernelImport KernelShow KernelDelete
         OperationList OperationShow OperationCancel

@@ -3,6 +3,7 @@
 mod artifacts;
 mod builds;
 mod contract;
+mod disk;
 mod document;
 mod edges;
 mod pulls;
