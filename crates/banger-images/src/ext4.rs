@@ -7,6 +7,7 @@
 mod content;
 mod layout;
 mod pass;
+mod superblock;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -19,6 +20,7 @@ use crate::progress::{Cancel, Cancelled, Report};
 use crate::tree::{NodeId, Source, Tree, Unpacked};
 
 use pass::Home;
+pub use superblock::defect;
 
 /// The smallest disk that is made.
 pub const MIN_DISK_BYTES: u64 = 256 << 20;

@@ -31,8 +31,9 @@ use crate::bzimage::{self, BzImageError, Format};
 use crate::deb::{Deb, DebError};
 use crate::ext4::{self, ImageOptions, RootfsWriter as _, WriteError};
 use crate::progress::{Cancel, Cancelled, Report};
-use crate::tree::{self, ReadError};
-use found::Found;
+use crate::tree::{self, ReadError, Tree};
+pub(crate) use found::Found;
+pub(crate) use stage::is_index;
 
 /// A kernel could not be imported.
 #[derive(Debug, thiserror::Error)]
@@ -170,18 +171,44 @@ pub fn import_deb(
     report: &dyn Report,
 ) -> Result<KernelInfo, KernelError> {
     clean_up_after(dest, || {
-        report.stage("unpack", &path.display().to_string());
-        let file = File::open(path).map_err(KernelError::io(format!("open {}", path.display())))?;
-        let mut deb = Deb::open(file)?;
-        let control = deb.control()?;
-        // In the destination, since it is large; without a name, since it is nobody else's.
-        let mut spool = tempfile::tempfile_in(dest).map_err(KernelError::io(format!(
-            "make a file in {}",
-            dest.display()
-        )))?;
-        deb.spool_data(&mut spool, cancel, report)?;
-        let tree = tree::from_tar(&spool, 0, &crate::tar::Limits::default(), cancel, report)?;
-        let found = Found::in_package(tree, spool, &control, path)?;
+        let found = found_in_deb(path, dest, cancel, report)?;
+        build(found, dest, cancel, report)
+    })
+}
+
+/// The parts of a package, whose content is kept in `spool`, in a file without a name.
+pub(crate) fn found_in_deb(
+    path: &Path,
+    spool: &Path,
+    cancel: &Cancel,
+    report: &dyn Report,
+) -> Result<Found, KernelError> {
+    report.stage("unpack", &path.display().to_string());
+    let file = File::open(path).map_err(KernelError::io(format!("open {}", path.display())))?;
+    let mut deb = Deb::open(file)?;
+    let control = deb.control()?;
+    // There, since it is large; without a name, since it is nobody else's.
+    let mut data = tempfile::tempfile_in(spool).map_err(KernelError::io(format!(
+        "make a file in {}",
+        spool.display()
+    )))?;
+    deb.spool_data(&mut data, cancel, report)?;
+    let tree = tree::from_tar(&data, 0, &crate::tar::Limits::default(), cancel, report)?;
+    Found::in_package(tree, data, &control, path)
+}
+
+/// Imports a kernel from the members of a bundle, whose content is in `data`.
+pub(crate) fn import_tree(
+    tree: Tree,
+    data: File,
+    version: Option<String>,
+    distro: Option<String>,
+    dest: &Path,
+    cancel: &Cancel,
+    report: &dyn Report,
+) -> Result<KernelInfo, KernelError> {
+    clean_up_after(dest, || {
+        let found = Found::in_members(tree, data, version, distro)?;
         build(found, dest, cancel, report)
     })
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apt;
+pub mod bundle;
 pub mod bzimage;
 pub mod codec;
 pub mod deb;

@@ -130,6 +130,31 @@ impl Data {
     }
 }
 
+impl Data {
+    /// The bytes of a file without holes.
+    ///
+    /// # Errors
+    /// When they cannot be read, or when it has holes.
+    pub(crate) fn reader<'a>(
+        &'a self,
+        sources: &'a [Source],
+    ) -> std::io::Result<Box<dyn Read + 'a>> {
+        Ok(match self {
+            Data::Inline(bytes) => Box::new(bytes.as_slice()),
+            Data::Host { path, .. } => Box::new(File::open(path)?),
+            Data::Span {
+                source,
+                offset,
+                size,
+            } => Box::new(sources[*source].bytes_from(*offset)?.take(*size)),
+            Data::Sparse { .. } => {
+                let why = "it has holes";
+                return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, why));
+            }
+        })
+    }
+}
+
 /// What the bytes of a tree's files are read from.
 #[derive(Debug)]
 pub enum Source {

@@ -18,19 +18,19 @@ const FILE_LIMIT: u64 = 512 << 20;
 const CONFIG_LIMIT: u64 = 4 << 20;
 
 /// A kernel's parts before anything is done to them.
-pub(super) struct Found {
-    pub(super) kernel: Vec<u8>,
-    pub(super) kernel_name: String,
-    pub(super) version: Option<String>,
-    pub(super) initrd: Option<Vec<u8>>,
-    pub(super) config: Option<String>,
+pub(crate) struct Found {
+    pub(crate) kernel: Vec<u8>,
+    pub(crate) kernel_name: String,
+    pub(crate) version: Option<String>,
+    pub(crate) initrd: Option<Vec<u8>>,
+    pub(crate) config: Option<String>,
     /// The tree that holds the modules, the directory in it, and what its files refer to.
-    pub(super) modules: Option<(Tree, NodeId)>,
-    pub(super) sources: Vec<Source>,
-    pub(super) arch: Option<String>,
-    pub(super) distro: Option<String>,
-    pub(super) package: Option<(String, String)>,
-    pub(super) warnings: Vec<String>,
+    pub(crate) modules: Option<(Tree, NodeId)>,
+    pub(crate) sources: Vec<Source>,
+    pub(crate) arch: Option<String>,
+    pub(crate) distro: Option<String>,
+    pub(crate) package: Option<(String, String)>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// `metadata.json`: which file is what.
@@ -107,8 +107,69 @@ impl Found {
         })
     }
 
+    /// In the members of a bundle, whose content is in `data`.
+    pub(super) fn in_members(
+        tree: Tree,
+        data: File,
+        version: Option<String>,
+        distro: Option<String>,
+    ) -> Result<Found, KernelError> {
+        let none = |why: &str| KernelError::NoKernel {
+            place: "the bundle".to_owned(),
+            why: why.to_owned(),
+        };
+        let sources = vec![Source::Plain(data)];
+        let read = |name: &str, limit| {
+            tree.read(name, &sources, limit)
+                .map_err(KernelError::io(format!("read {name} of the bundle")))
+        };
+        let name = ["vmlinux", "bzImage"]
+            .into_iter()
+            .find(|name| tree.find(name).is_some())
+            .ok_or_else(|| none("it has no vmlinux"))?;
+        let kernel = read(name, FILE_LIMIT)?
+            .ok_or_else(|| none(&format!("its {name} is not a file of reasonable size")))?;
+        let initrd = match tree.find("initrd.img") {
+            Some(_) => Some(
+                read("initrd.img", FILE_LIMIT)?
+                    .ok_or_else(|| none("its initrd.img is not a file of reasonable size"))?,
+            ),
+            None => None,
+        };
+        let config = read("config", CONFIG_LIMIT)?.and_then(|bytes| String::from_utf8(bytes).ok());
+        // As everywhere: the directory of one version, or the one above it.
+        let modules = tree
+            .find("modules")
+            .filter(|id| matches!(tree.kind(*id), Kind::Directory(_)))
+            .map(|id| {
+                let below = tree.children(id).filter(|(name, child)| {
+                    is_version(name) && matches!(tree.kind(*child), Kind::Directory(_))
+                });
+                below
+                    .max_by(|(a, _), (b, _)| compare_versions(a, b))
+                    .map_or(id, |(_, newest)| newest)
+            });
+        let warnings = match modules {
+            Some(_) => Vec::new(),
+            None => vec!["the bundle has no modules".to_owned()],
+        };
+        Ok(Found {
+            kernel,
+            kernel_name: name.to_owned(),
+            version: version.filter(|version| is_version(version)),
+            initrd,
+            config,
+            modules: modules.map(|id| (tree, id)),
+            sources,
+            arch: None,
+            distro,
+            package: None,
+            warnings,
+        })
+    }
+
     /// In a directory of the host.
-    pub(super) fn in_directory(dir: &Path, cancel: &Cancel) -> Result<Found, KernelError> {
+    pub(crate) fn in_directory(dir: &Path, cancel: &Cancel) -> Result<Found, KernelError> {
         let mut found = match read_file(&dir.join("metadata.json"), CONFIG_LIMIT) {
             Ok(text) => Found::by_metadata(dir, &text, cancel)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Found::by_search(dir, cancel)?,

@@ -105,7 +105,7 @@ pub(super) fn stage(
 }
 
 /// Indexes that are made anew: `modules.builtin*` and `modules.order` are the kernel's own.
-fn is_index(name: &str) -> bool {
+pub(crate) fn is_index(name: &str) -> bool {
     name.starts_with("modules.")
         && !matches!(
             name,
@@ -168,18 +168,7 @@ impl Copier<'_> {
     }
 
     fn copy_bytes(&self, data: &Data, packed: bool, target: &Path) -> io::Result<u64> {
-        let input: Box<dyn Read> = match data {
-            Data::Inline(bytes) => Box::new(bytes.as_slice()),
-            Data::Host { path, .. } => Box::new(File::open(path)?),
-            Data::Span {
-                source,
-                offset,
-                size,
-            } => Box::new(self.sources[*source].bytes_from(*offset)?.take(*size)),
-            Data::Sparse { .. } => {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "it has holes"));
-            }
-        };
+        let input = data.reader(self.sources)?;
         let input = BufReader::with_capacity(64 << 10, input);
         let input: Box<dyn Read> = if packed {
             unpack(input)?

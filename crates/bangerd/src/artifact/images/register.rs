@@ -2,13 +2,12 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use banger_api::error::Code;
 use banger_api::image::{Image, ImageRegisterParams};
-use banger_images::{Cancel, Report};
+use banger_images::{Cancel, Report, ext4};
 use banger_model::ImageName;
 use banger_store::{Connection, StoreError, Transaction, images};
 
@@ -20,9 +19,6 @@ use super::{allocated, already_exists, bad_name, new_id, remove, row, unsettle};
 use crate::failure::Failure;
 use crate::operation::now;
 use crate::ports::OwnKernel;
-
-/// Where an ext4 file has its magic, and what it is.
-const EXT4_MAGIC: (u64, [u8; 2]) = (0x438, [0x53, 0xef]);
 
 impl Shelf {
     /// Takes a file of the host as an image, or updates one taken before. A
@@ -239,24 +235,9 @@ fn ext4_file(path: &str) -> Result<(PathBuf, FileMark), Failure> {
         return Err(bad("is not UTF-8"));
     }
     let file = File::open(&real).map_err(cannot)?;
-    let mut superblock = [0; 1024];
-    let whole = file.read_exact_at(&mut superblock, 1024).is_ok();
-    let at = usize::try_from(EXT4_MAGIC.0 - 1024).expect("inside the superblock");
-    if !whole || superblock[at..at + 2] != EXT4_MAGIC.1 {
-        return Err(bad("is no ext4 file system"));
+    if let Some(defect) = ext4::defect(&file).map_err(cannot)? {
+        return Err(bad(defect));
     }
-    let number = |at: usize| {
-        let bytes = superblock[at..at + 4].try_into().expect("four bytes");
-        u64::from(u32::from_le_bytes(bytes))
-    };
     let mark = FileMark::of(&real).map_err(cannot)?;
-    // Block sizes above 64 KiB do not exist.
-    let length = 1024u64.checked_shl(number(24).min(6).try_into().expect("at most 6"));
-    if length
-        .and_then(|block| block.checked_mul(number(4)))
-        .is_none_or(|all| all > mark.length)
-    {
-        return Err(bad("is shorter than its file system"));
-    }
     Ok((real, mark))
 }
