@@ -6,13 +6,16 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use reqwest::StatusCode;
 use reqwest::header::CONTENT_RANGE;
+use reqwest::{Response, StatusCode};
 use tokio::time::timeout;
 
 use crate::cache::{Cache, Claim, Hold, Part};
+use crate::digest::Digest;
 use crate::document::Descriptor;
-use crate::error::{Fault, RegistryError, Tries};
+use crate::download::Address;
+use crate::error::{Fault, RegistryError, Tries, lost, stalled, unavailable};
+use crate::limits::Limits;
 use crate::session::Session;
 
 /// Written and hashed off the runtime's threads in pieces of this size.
@@ -70,6 +73,67 @@ impl<'t, 'p> Share<'t, 'p> {
     }
 }
 
+/// Called with the bytes that are here, which may go back, and with all of them if somebody
+/// said how many those are.
+pub(crate) type Moved<'m> = &'m mut (dyn FnMut(u64, Option<u64>) + Send);
+
+/// Bytes to fetch, by what they are.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    /// For messages.
+    pub(crate) what: String,
+    pub(crate) digest: Digest,
+    pub(crate) length: Length,
+}
+
+/// How many bytes there are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Length {
+    Exactly(u64),
+    /// Nobody said, but never more.
+    AtMost(u64),
+}
+
+impl Length {
+    fn most(self) -> u64 {
+        match self {
+            Length::Exactly(size) | Length::AtMost(size) => size,
+        }
+    }
+}
+
+/// Where they come from.
+pub(crate) enum Origin<'o> {
+    /// Below this path of a repository.
+    Repository(&'o Session<'o>, String),
+    /// Anywhere.
+    Address(&'o Address<'o>),
+}
+
+impl Origin<'_> {
+    /// A success or 416; everything else is a fault.
+    async fn get(&self, from: u64, what: &str) -> Result<Response, Fault> {
+        match self {
+            Origin::Repository(session, path) => session.get(path, "*/*", from, what).await,
+            Origin::Address(address) => address.get(from).await,
+        }
+    }
+
+    fn limits(&self) -> &Limits {
+        match self {
+            Origin::Repository(session, _) => session.limits,
+            Origin::Address(address) => address.limits,
+        }
+    }
+
+    fn host(&self) -> &str {
+        match self {
+            Origin::Repository(session, _) => session.reference.registry(),
+            Origin::Address(address) => address.host(),
+        }
+    }
+}
+
 /// Gets the blob into the cache, or finds it there, and keeps it from being pruned.
 pub(crate) async fn fetch(
     session: &Session<'_>,
@@ -78,27 +142,48 @@ pub(crate) async fn fetch(
     tally: &Tally<'_>,
 ) -> Result<Hold, RegistryError> {
     let mut share = Share::of(tally);
-    let mut part = match cache.claim(blob.digest).await? {
-        Claim::Whole { size, hold } if size == blob.size => {
-            share.set(size);
+    let wanted = Wanted {
+        what: named(blob),
+        digest: blob.digest,
+        length: Length::Exactly(blob.size),
+    };
+    let origin = Origin::Repository(session, format!("blobs/{}", blob.digest));
+    obtain(&origin, cache, &wanted, &mut |now, _| share.set(now)).await
+}
+
+/// Gets bytes into the cache, or finds them there, and keeps them from being pruned.
+pub(crate) async fn obtain(
+    origin: &Origin<'_>,
+    cache: &Cache,
+    wanted: &Wanted,
+    moved: Moved<'_>,
+) -> Result<Hold, RegistryError> {
+    let mut part = match (cache.claim(wanted.digest).await?, wanted.length) {
+        (Claim::Whole { size, .. }, Length::Exactly(said)) if size != said => {
+            let why = format!("it has {size} bytes, and the manifest says {said}");
+            return Err(spoilt(wanted, why));
+        }
+        (Claim::Whole { size, hold }, _) => {
+            moved(size, Some(size));
             return Ok(hold);
         }
-        Claim::Whole { size, .. } => {
-            let why = format!("it has {size} bytes, and the manifest says {}", blob.size);
-            return Err(damaged(blob, why));
-        }
-        Claim::Part(part) => part.resume(blob.size).await?,
+        (Claim::Part(part), length) => part.resume(length.most()).await?,
     };
-    let mut tries = Tries::new(session.limits);
+    // Cut between its last byte and its name.
+    if part.len() > 0 && part.digest() == wanted.digest {
+        moved(part.len(), Some(part.len()));
+        return part.keep().await;
+    }
+    let mut tries = Tries::new(origin.limits());
     loop {
-        share.set(part.len());
-        let (after, fault) = transfer(session, blob, part, &mut share).await?;
+        moved(part.len(), None);
+        let (after, fault) = transfer(origin, wanted, part, moved).await?;
         part = after;
         let fault = match fault {
             Some(fault) => fault,
-            None if part.digest() == blob.digest => return part.keep().await,
+            None if part.digest() == wanted.digest => return part.keep().await,
             None => {
-                let error = damaged(blob, format!("it is {}", part.digest()));
+                let error = spoilt(wanted, format!("it is {}", part.digest()));
                 if part.inherited() == 0 {
                     part.discard()?;
                     return Err(error);
@@ -128,35 +213,46 @@ pub(crate) fn damaged(blob: &Descriptor, why: String) -> RegistryError {
     }
 }
 
-/// One try: the part with what came, which is all of the blob unless there is a fault. An error
+fn spoilt(wanted: &Wanted, why: String) -> RegistryError {
+    RegistryError::Damaged {
+        what: wanted.what.clone(),
+        why,
+    }
+}
+
+/// One try: the part with what came, which is all there is unless there is a fault. An error
 /// is one of the disk, and leaves the part as it is.
 async fn transfer(
-    session: &Session<'_>,
-    blob: &Descriptor,
+    origin: &Origin<'_>,
+    wanted: &Wanted,
     mut part: Part,
-    share: &mut Share<'_, '_>,
+    moved: Moved<'_>,
 ) -> Result<(Part, Option<Fault>), RegistryError> {
-    if part.len() == blob.size {
+    let most = wanted.length.most();
+    let exactly = matches!(wanted.length, Length::Exactly(_));
+    if exactly && part.len() == most {
         return Ok((part, None));
     }
-    let what = named(blob);
-    let path = format!("blobs/{}", blob.digest);
-    let mut response = match session.get(&path, "*/*", part.len(), &what).await {
+    let (what, stall) = (&wanted.what, origin.limits().stall);
+    let mut response = match origin.get(part.len(), what).await {
         Ok(response) => response,
         Err(fault) => return Ok((part, Some(fault))),
     };
     match response.status() {
         // It ends before our part does, so it is not what the part was of.
         StatusCode::RANGE_NOT_SATISFIABLE => {
-            let why = format!("the registry has fewer than {} bytes", blob.size);
-            let fault = Fault::passing(damaged(blob, why));
+            let why = match exactly {
+                true => format!("the registry has fewer than {most} bytes"),
+                false => format!("the server has no more than {} bytes", part.len()),
+            };
+            let fault = Fault::passing(spoilt(wanted, why));
             return Ok((part.restart().await?, Some(fault)));
         }
         StatusCode::PARTIAL_CONTENT => {
             let begins = response.headers().get(CONTENT_RANGE);
             if begins.and_then(|value| first_byte(value.to_str().ok()?)) != Some(part.len()) {
                 let why = "it answered with other bytes than were asked for".to_owned();
-                let fault = Fault::passing(session.unavailable(&what, why, None));
+                let fault = Fault::passing(unavailable(origin.host(), what, why, None));
                 return Ok((part.restart().await?, Some(fault)));
             }
         }
@@ -164,32 +260,26 @@ async fn transfer(
         _ if part.len() > 0 => part = part.restart().await?,
         _ => {}
     }
-    share.set(part.len());
-    let too_long = || {
-        Fault::from(damaged(
-            blob,
-            format!("it has more than {} bytes", blob.size),
-        ))
-    };
-    if response
-        .content_length()
-        .is_some_and(|length| length > blob.size - part.len())
-    {
+    let declared = response.content_length();
+    let total = declared.and_then(|length| length.checked_add(part.len()));
+    moved(part.len(), total);
+    let too_long = || Fault::from(spoilt(wanted, format!("it has more than {most} bytes")));
+    if declared.is_some_and(|length| length > most - part.len()) {
         return Ok((part, Some(too_long())));
     }
     let mut batch = Vec::new();
     let mut held = 0;
     loop {
-        let fault = match timeout(session.limits.stall, response.chunk()).await {
+        let fault = match timeout(stall, response.chunk()).await {
             Ok(Ok(Some(bytes))) => {
                 held += bytes.len();
                 let reached = part.len() + held as u64;
-                if reached > blob.size {
+                if reached > most {
                     return Ok((part, Some(too_long())));
                 }
                 batch.push(bytes);
-                share.set(reached);
-                if reached < blob.size {
+                moved(reached, total);
+                if !exactly || reached < most {
                     if held >= BATCH {
                         part = part.append(std::mem::take(&mut batch)).await?;
                         held = 0;
@@ -198,13 +288,14 @@ async fn transfer(
                 }
                 None
             }
-            Ok(Ok(None)) => {
+            Ok(Ok(None)) if exactly => {
                 let reached = part.len() + held as u64;
-                let why = format!("{reached} bytes came instead of {}", blob.size);
-                Some(Fault::passing(damaged(blob, why)))
+                let why = format!("{reached} bytes came instead of {most}");
+                Some(Fault::passing(spoilt(wanted, why)))
             }
-            Ok(Err(cause)) => Some(session.lost(cause, &what)),
-            Err(_) => Some(session.stalled(session.limits.stall, &what)),
+            Ok(Ok(None)) => None,
+            Ok(Err(cause)) => Some(lost(origin.host(), what, cause)),
+            Err(_) => Some(stalled(origin.host(), what, stall)),
         };
         return Ok((part.append(batch).await?, fault));
     }

@@ -44,6 +44,12 @@ impl Digest {
         Ok(Digest(bytes))
     }
 
+    /// The 32 bytes.
+    #[must_use]
+    pub fn bytes(&self) -> [u8; 32] {
+        self.0
+    }
+
     /// The 64 digits alone.
     #[must_use]
     pub fn hex(&self) -> String {

@@ -240,6 +240,46 @@ fn login_hint(registry: &str) -> String {
     }
 }
 
+/// The request or its answer was lost on the way.
+pub(crate) fn lost(host: &str, what: &str, cause: reqwest::Error) -> Fault {
+    // Its address can be a signed one.
+    let cause = cause.without_url();
+    let tls = http::tls_fault(&cause);
+    let why = match &cause {
+        _ if tls == Some(TlsFault::Certificate) => "its certificate is not trusted",
+        _ if tls == Some(TlsFault::NoTls) => "it does not speak TLS",
+        cause if cause.is_connect() => "cannot connect",
+        cause if cause.is_redirect() => "it leads elsewhere in a way that is not followed",
+        _ => "the connection was lost",
+    };
+    let stays = cause.is_redirect() || cause.is_builder() || tls.is_some();
+    Fault {
+        error: unavailable(host, what, why.to_owned(), Some(Box::new(cause))),
+        again: if stays { Again::Never } else { Again::Soon },
+    }
+}
+
+/// No byte came for this long.
+pub(crate) fn stalled(host: &str, what: &str, limit: Duration) -> Fault {
+    let why = format!("nothing came for {} s", limit.as_secs_f32());
+    Fault::passing(unavailable(host, what, why, None))
+}
+
+/// [`RegistryError::Unavailable`].
+pub(crate) fn unavailable(
+    host: &str,
+    what: &str,
+    why: String,
+    cause: Option<Box<dyn Error + Send + Sync>>,
+) -> RegistryError {
+    RegistryError::Unavailable {
+        registry: host.to_owned(),
+        what: what.to_owned(),
+        why,
+        cause,
+    }
+}
+
 fn told(message: &str) -> String {
     match message {
         "" => String::new(),

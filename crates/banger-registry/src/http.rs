@@ -10,30 +10,42 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use reqwest::header::RETRY_AFTER;
 use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder, Response, Url};
 
 use crate::error::RegistryError;
 use crate::limits::Limits;
 
-/// Registries without TLS.
+/// Who is spoken to without TLS.
 #[derive(Debug)]
-pub(crate) struct Clear(HashSet<String>);
+pub(crate) enum Clear {
+    /// Loopback, and these.
+    Named(HashSet<String>),
+    /// Anybody: what comes is known by its digest, and nothing secret is sent.
+    Anybody,
+}
 
 impl Clear {
     /// From `host` or `host:port` entries; a scheme before and a slash behind are forgiven.
     pub(crate) fn new(entries: &[String]) -> Clear {
-        Clear(entries.iter().map(|entry| bare(entry)).collect())
+        Clear::Named(entries.iter().map(|entry| bare(entry)).collect())
     }
 
     /// Whether `host` or `host:port` is spoken to without TLS.
     pub(crate) fn covers(&self, host: &str) -> bool {
-        is_loopback(host) || self.0.contains(&bare(host))
+        match self {
+            Clear::Named(hosts) => is_loopback(host) || hosts.contains(&bare(host)),
+            Clear::Anybody => true,
+        }
     }
 
     /// Whether that is only supposed, and not what the user says.
     pub(crate) fn supposes(&self, host: &str) -> bool {
-        is_loopback(host) && !self.0.contains(&bare(host))
+        match self {
+            Clear::Named(hosts) => is_loopback(host) && !hosts.contains(&bare(host)),
+            Clear::Anybody => false,
+        }
     }
 
     /// Whether a request, or its credentials, may go to this address.
@@ -177,6 +189,12 @@ fn redirects(clear: Arc<Clear>, limit: usize) -> Policy {
             attempt.error(BadRedirect::Clear)
         }
     })
+}
+
+/// How long a server asks to wait.
+pub(crate) fn retry_after(response: &Response) -> Option<Duration> {
+    let text = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
+    text.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// Why a body was not read to its end.

@@ -8,6 +8,8 @@
 //! Nothing is believed that was not hashed, everything read is bounded by [`Limits`], and a pull
 //! that ends early, for whatever reason, leaves only parts that the next one goes on with. What
 //! is in the layers is not looked at here. Files of this host are another source, in [`local`].
+//!
+//! [`Client::download`] does the same for one file at an address, where its digest is known.
 #![forbid(unsafe_code)]
 
 mod auth;
@@ -15,6 +17,7 @@ mod blob;
 mod cache;
 mod digest;
 mod document;
+mod download;
 mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

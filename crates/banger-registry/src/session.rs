@@ -11,14 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
-};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 
 use crate::auth::{Credential, Logins};
-use crate::error::{Again, Fault, RegistryError, plain};
+use crate::error::{self, Again, Fault, RegistryError, plain};
 use crate::http::{self, BodyError, Clear, Clients, TlsFault};
 use crate::limits::Limits;
 use crate::reference::Reference;
@@ -212,28 +210,12 @@ impl<'c> Session<'c> {
         }
     }
 
-    /// The request or its answer was lost on the way.
     pub(crate) fn lost(&self, cause: reqwest::Error, what: &str) -> Fault {
-        // Its address can be a signed one.
-        let cause = cause.without_url();
-        let tls = http::tls_fault(&cause);
-        let why = match &cause {
-            _ if tls == Some(TlsFault::Certificate) => "its certificate is not trusted",
-            _ if tls == Some(TlsFault::NoTls) => "it does not speak TLS",
-            cause if cause.is_connect() => "cannot connect",
-            cause if cause.is_redirect() => "it leads elsewhere in a way that is not followed",
-            _ => "the connection was lost",
-        };
-        let stays = cause.is_redirect() || cause.is_builder() || tls.is_some();
-        Fault {
-            error: self.unavailable(what, why.to_owned(), Some(Box::new(cause))),
-            again: if stays { Again::Never } else { Again::Soon },
-        }
+        error::lost(self.reference.registry(), what, cause)
     }
 
     pub(crate) fn stalled(&self, limit: Duration, what: &str) -> Fault {
-        let why = format!("nothing came for {} s", limit.as_secs_f32());
-        Fault::passing(self.unavailable(what, why, None))
+        error::stalled(self.reference.registry(), what, limit)
     }
 
     pub(crate) fn unavailable(
@@ -242,12 +224,7 @@ impl<'c> Session<'c> {
         why: String,
         cause: Option<Box<dyn Error + Send + Sync>>,
     ) -> RegistryError {
-        RegistryError::Unavailable {
-            registry: self.reference.registry().to_owned(),
-            what: what.to_owned(),
-            why,
-            cause,
-        }
+        error::unavailable(self.reference.registry(), what, why, cause)
     }
 
     /// What a status that is no success means. `by_registry` is false when a host answered that
@@ -260,12 +237,7 @@ impl<'c> Session<'c> {
         by_registry: bool,
     ) -> Fault {
         let status = response.status();
-        let wait = response
-            .headers()
-            .get(RETRY_AFTER)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|text| text.trim().parse().ok())
-            .map(Duration::from_secs);
+        let wait = http::retry_after(&response);
         let again = wait.map_or(Again::Soon, Again::After);
         let message = self.explanation(&mut response).await;
         match status {
