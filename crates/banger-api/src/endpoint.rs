@@ -115,9 +115,10 @@ endpoints! {
     VmHealth Get "/vms/{vm}/health" 200 Empty => VmHealthResult;
     /// The agent answers.
     VmPing Get "/vms/{vm}/ping" 200 Empty => VmPingResult;
-    /// All images.
+    /// All images; `?available=true` those of the catalog, as
+    /// [`crate::image::ImageCatalogResult`].
     ImageList Get "/images" 200 Empty => ImageListResult;
-    /// Fetch an image from a registry.
+    /// Fetch an image, by a name of the catalog or from a registry.
     ImagePull Post "/images/pull" 202 ImagePullParams => OperationResult;
     /// Take a host's file as image.
     ImageRegister Post "/images/register" 200 ImageRegisterParams => ImageShowResult;
@@ -131,7 +132,8 @@ endpoints! {
     ImageShow Get "/images/{image}" 200 Empty => ImageShowResult;
     /// Forget an image, and its files where banger owns them.
     ImageDelete Delete "/images/{image}" 200 Empty => ImageShowResult;
-    /// All kernels.
+    /// All kernels; `?available=true` those of the catalog, as
+    /// [`crate::kernel::KernelCatalogResult`].
     KernelList Get "/kernels" 200 Empty => KernelListResult;
     /// Fetch a kernel.
     KernelPull Post "/kernels/pull" 202 KernelPullParams => OperationResult;

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::kernel::KernelCatalogEntry;
+
 /// An image as clients see it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Image {
@@ -123,11 +125,13 @@ pub struct ImageRegisterParams {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImagePullParams {
-    /// `oci-layout:DIR[:TAG]` or `docker-archive:FILE[:TAG]` with an absolute
-    /// path, or an OCI reference by tag or digest, as docker spells it.
+    /// A name of the catalog, `oci-layout:DIR[:TAG]` or
+    /// `docker-archive:FILE[:TAG]` with an absolute path, or an OCI reference
+    /// by tag or digest, as docker spells it.
     #[serde(rename = "ref")]
     pub reference: String,
-    /// `repository-tag` when absent, or what the directory or file is called.
+    /// The name of the catalog, `repository-tag`, or what the directory or file
+    /// is called, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Kernel file of its own; banger keeps a copy.
@@ -216,6 +220,13 @@ pub struct ImageCachePruneResult {
 pub struct ImageListResult {
     /// Sorted by name.
     pub images: Vec<Image>,
+}
+
+/// `GET /images?available=true`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageCatalogResult {
+    /// Sorted by name.
+    pub entries: Vec<KernelCatalogEntry>,
 }
 
 /// One image.

@@ -20,7 +20,7 @@ pub struct KernelEntry {
     /// Of the kernel file as it came.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
-    /// `deb:<package>=<version>`, `import:<path>`.
+    /// `deb:<package>=<version>`, `import:<path>`, `pull:<url>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// When.
@@ -43,11 +43,47 @@ pub struct KernelEntry {
     pub size_bytes: Option<u64>,
 }
 
+/// What can be had by name: an image or a kernel.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KernelCatalogEntry {
+    /// Its name in the catalog, and here once it is pulled.
+    pub name: String,
+    /// `debian`, `debian bookworm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distro: Option<String>,
+    /// `amd64`, `arm64`; absent where there is one for every host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arch: Option<String>,
+    /// `uname -r`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_version: Option<String>,
+    /// Of what is fetched, where that is known before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// One of this name is here.
+    #[serde(default)]
+    pub pulled: bool,
+    /// Of an image: the kernel that it boots with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_ref: Option<String>,
+}
+
+/// `GET /kernels?available=true`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KernelCatalogResult {
+    /// Sorted by name.
+    pub entries: Vec<KernelCatalogEntry>,
+}
+
 /// `POST /kernels/pull`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KernelPullParams {
-    /// Name to give it; that of the resolved package when absent.
+    /// With a package the name to give it, that of the resolved package when
+    /// absent; else the name of an entry of the catalog, which it keeps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Overwrite one of that name.

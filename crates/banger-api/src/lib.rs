@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod catalog;
 pub mod disk;
 pub mod endpoint;
 pub mod error;

@@ -11,7 +11,7 @@ use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::client::start::Place;
 use crate::failure::USAGE;
-use crate::verbs::{self, daemon, image, kernel, operation};
+use crate::verbs::{self, daemon, image, internal, kernel, operation};
 use crate::{show, version};
 
 /// Shape of every help page.
@@ -80,7 +80,7 @@ pub(crate) enum Verb {
     },
     /// List images
     Images(image::List),
-    /// Fetch an image from a registry
+    /// Fetch an image by its name in the catalog, or from a registry
     Pull(image::Pull),
     /// Kernels
     #[command(subcommand_required = true, arg_required_else_help = true)]
@@ -108,6 +108,12 @@ pub(crate) enum Verb {
     Completion(verbs::completion::Completion),
     /// Print versions
     Version,
+    /// For who maintains banger or a catalog
+    #[command(hide = true, subcommand_required = true, arg_required_else_help = true)]
+    Internal {
+        #[command(subcommand)]
+        verb: internal::Verb,
+    },
 }
 
 /// Everything one does with VMs.

@@ -37,6 +37,8 @@ pub enum Errand {
     ListSeams,
     /// Write one image from descriptors, confined.
     WriteImage,
+    /// Make a bundle of files of this host.
+    MakeBundle,
     /// Print version, commit and build time.
     Version,
     /// Print the options.
@@ -54,6 +56,8 @@ pub struct Arguments {
     pub startup_fd: Option<RawFd>,
     /// What to write an image from.
     pub image_task: String,
+    /// The bundle to make, as JSON.
+    pub bundle: String,
 }
 
 impl Arguments {
@@ -90,6 +94,11 @@ impl Arguments {
                     let task = value()?;
                     read.image_task = task.to_string_lossy().into_owned();
                     read.errand = Errand::WriteImage;
+                }
+                // Nor this: `banger internal make-bundle` is.
+                "--make-bundle" => {
+                    read.bundle = value()?.to_string_lossy().into_owned();
+                    read.errand = Errand::MakeBundle;
                 }
                 "--doctor-json" => read.errand = Errand::Doctor,
                 "--defaults-json" => read.errand = Errand::VmDefaults,

@@ -29,7 +29,6 @@ const LATER: &[&str] = &[
     "tap_pool_size",
     "default_dns",
     "dns_listen",
-    "catalog_path",
     "file_sync",
 ];
 
@@ -117,6 +116,8 @@ pub(crate) struct Config {
     pub(crate) default_image_name: String,
     /// Kernel of VMs that name none, and whose image names none.
     pub(crate) default_kernel_name: Option<String>,
+    /// Catalog of the owner, over the built-in one.
+    pub(crate) catalog_path: Option<PathBuf>,
     /// Registries that speak without TLS, as host or host:port.
     pub(crate) insecure_registries: Vec<String>,
     /// VMs untouched for longer are stopped; none when zero.
@@ -147,6 +148,7 @@ impl Default for Config {
             qemu_bin: None,
             default_image_name: "debian-bookworm".to_owned(),
             default_kernel_name: None,
+            catalog_path: None,
             insecure_registries: Vec::new(),
             auto_stop_stale_after: Duration::ZERO,
             stats_poll_interval: Duration::from_secs(10),
@@ -242,6 +244,7 @@ impl Config {
             "qemu_bin" => self.qemu_bin = Some(file(value)?),
             "default_image_name" => self.default_image_name = name(value)?,
             "default_kernel_name" => self.default_kernel_name = Some(name(value)?),
+            "catalog_path" => self.catalog_path = Some(file(value)?),
             "insecure_registries" => self.insecure_registries = hosts(value)?,
             "auto_stop_stale_after" => self.auto_stop_stale_after = duration(value)?,
             "stats_poll_interval" => {
@@ -480,6 +483,7 @@ mod tests {
             qemu_bin = "/opt/qemu"
             default_image_name = "mine"
             default_kernel_name = "6.1"
+            catalog_path = "/srv/catalog.json"
             insecure_registries = ["Registry.lan:5000", "10.0.0.1"]
             auto_stop_stale_after = "2h30m"
             stats_poll_interval = "5s"
@@ -502,6 +506,7 @@ mod tests {
             qemu_bin: Some("/opt/qemu".into()),
             default_image_name: "mine".to_owned(),
             default_kernel_name: Some("6.1".to_owned()),
+            catalog_path: Some("/srv/catalog.json".into()),
             insecure_registries: vec!["registry.lan:5000".to_owned(), "10.0.0.1".to_owned()],
             auto_stop_stale_after: Duration::from_secs(9000),
             stats_poll_interval: Duration::from_secs(5),
@@ -546,6 +551,10 @@ mod tests {
             (
                 "qemu_bin = \"qemu\"",
                 "/c.toml:1: qemu_bin: must be absolute or begin with ~/",
+            ),
+            (
+                "catalog_path = \"c.json\"",
+                "/c.toml:1: catalog_path: must be absolute or begin with ~/",
             ),
             (
                 "trim_systemd = 1",

@@ -8,6 +8,7 @@
 mod arguments;
 mod artifact;
 mod build;
+mod bundling;
 mod config;
 mod copy;
 mod daemon;
@@ -110,6 +111,12 @@ pub fn print_seams() -> ExitCode {
 #[must_use]
 pub fn write_image(task: &str) -> ExitCode {
     banger_images::worker::work(task)
+}
+
+/// Makes a bundle, for `banger internal make-bundle`.
+#[must_use]
+pub fn make_bundle(params: &str) -> ExitCode {
+    bundling::main(params)
 }
 
 /// Prints a line. A reader that left is no failure of ours.

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Errand::VmDefaults => bangerd::print_vm_defaults(&arguments.overrides),
         Errand::ListSeams => bangerd::print_seams(),
         Errand::WriteImage => bangerd::write_image(&arguments.image_task),
+        Errand::MakeBundle => bangerd::make_bundle(&arguments.bundle),
         Errand::Version => bangerd::print(&bangerd::version()),
         Errand::Help => bangerd::print(bangerd::HELP.trim_end()),
     }

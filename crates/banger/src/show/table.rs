@@ -16,19 +16,19 @@ struct Cell {
 
 impl Table {
     /// A table with these headings.
-    pub(crate) fn new<const N: usize>(headings: [&str; N]) -> Self {
+    pub(crate) fn new<'h>(headings: impl IntoIterator<Item = &'h str>) -> Self {
         let cells = headings
+            .into_iter()
             .map(|heading| Cell {
                 text: heading.to_owned(),
                 style: None,
             })
-            .into_iter()
             .collect();
         Self { rows: vec![cells] }
     }
 
     /// Adds a row. Values are escaped; an empty one is shown as `-`.
-    pub(crate) fn row<const N: usize>(&mut self, values: [String; N]) {
+    pub(crate) fn row(&mut self, values: impl IntoIterator<Item = String>) {
         let cells = values
             .into_iter()
             .map(|value| Cell {

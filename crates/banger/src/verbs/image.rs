@@ -11,8 +11,8 @@ use banger_api::endpoint::{
 };
 use banger_api::error::Code;
 use banger_api::image::{
-    Image, ImageBuildParams, ImageCachePruneParams, ImageCachePruneResult, ImageListResult,
-    ImagePullParams, ImageRegisterParams, ImageShowResult,
+    Image, ImageBuildParams, ImageCachePruneParams, ImageCachePruneResult, ImageCatalogResult,
+    ImageListResult, ImagePullParams, ImageRegisterParams, ImageShowResult,
 };
 use clap::{ArgGroup, Args, Subcommand};
 
@@ -70,6 +70,9 @@ pub(crate) struct CachePrune {
 /// List images
 #[derive(Debug, Args)]
 pub(crate) struct List {
+    /// List what can be pulled by name instead
+    #[arg(long)]
+    available: bool,
     #[command(flatten)]
     flags: ListFlags,
 }
@@ -119,9 +122,10 @@ impl KernelFlags {
     }
 }
 
-/// Fetch an image from a registry, or take one from files
+/// Fetch an image by its name in the catalog or from a registry, or take one from files
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
+  banger pull debian-trixie
   banger pull debian:bookworm
   banger pull ghcr.io/org/app@sha256:... --name app
   banger pull localhost:5000/app:dev --size 8GiB
@@ -129,12 +133,13 @@ impl KernelFlags {
   docker save team/app:1 -o app.tar && banger pull docker-archive:app.tar
   banger pull docker-archive:all.tar.gz:team/app:1
 
+Names are those of: banger image list --available
 Logins are those of docker: docker login REGISTRY. A path ends at its first colon.")]
 pub(crate) struct Pull {
-    /// Image as docker spells it, by tag or digest; or oci-layout:DIR[:TAG], docker-archive:FILE[:TAG]
+    /// Name of the catalog; image as docker spells it, by tag or digest; or oci-layout:DIR[:TAG], docker-archive:FILE[:TAG]
     #[arg(value_name = "REF")]
     reference: String,
-    /// Name [default: REPOSITORY-TAG, or that of the file]
+    /// Name [default: that of the catalog, REPOSITORY-TAG, or that of the file]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Kernel it boots with, by name
@@ -268,9 +273,19 @@ impl List {
     /// Lists.
     pub(crate) async fn run(self, place: &Place) -> Result<u8, Failure> {
         let client = place.reach().await?;
-        let body = client.body::<ImageList>(At::default(), &Empty {}).await?;
+        let query: &[_] = match self.available {
+            true => &[("available", "true")],
+            false => &[],
+        };
+        let body = client
+            .body::<ImageList>(At { path: &[], query }, &Empty {})
+            .await?;
         if self.flags.json {
             return super::print_body(&body);
+        }
+        if self.available {
+            let list: ImageCatalogResult = super::read(&body)?;
+            return super::print_catalog(list.entries, self.flags.quiet, false);
         }
         let list: ImageListResult = super::read(&body)?;
         if self.flags.quiet {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use banger_api::Empty;
 use banger_api::endpoint::{KernelDelete, KernelImport, KernelList, KernelPull, KernelShow};
 use banger_api::kernel::{
-    KernelImportParams, KernelListResult, KernelPullParams, KernelShowResult,
+    KernelCatalogResult, KernelImportParams, KernelListResult, KernelPullParams, KernelShowResult,
 };
 use clap::{ArgGroup, Args, Subcommand};
 
@@ -34,6 +34,9 @@ pub(crate) enum Verb {
 /// List kernels
 #[derive(Debug, Args)]
 pub(crate) struct List {
+    /// List what can be pulled by name instead
+    #[arg(long)]
+    available: bool,
     /// Print the API's answer
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
@@ -64,8 +67,11 @@ pub(crate) struct Rm {
 /// Fetch a kernel
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
+  banger kernel pull debian-cloud
   banger kernel pull deb:linux-image-cloud-amd64
-  banger kernel pull deb:linux-image-6.12-cloud-amd64 --name new")]
+  banger kernel pull deb:linux-image-6.12-cloud-amd64 --name new
+
+Names are those of: banger kernel list --available")]
 pub(crate) struct Pull {
     /// deb:PACKAGE, or a name of the catalog
     #[arg(value_name = "KERNEL")]
@@ -120,9 +126,19 @@ impl Verb {
 impl List {
     async fn run(self, place: &Place) -> Result<u8, Failure> {
         let client = place.reach().await?;
-        let body = client.body::<KernelList>(At::default(), &Empty {}).await?;
+        let query: &[_] = match self.available {
+            true => &[("available", "true")],
+            false => &[],
+        };
+        let body = client
+            .body::<KernelList>(At { path: &[], query }, &Empty {})
+            .await?;
         if self.json {
             return super::print_body(&body);
+        }
+        if self.available {
+            let list: KernelCatalogResult = super::read(&body)?;
+            return super::print_catalog(list.entries, self.quiet, true);
         }
         let list: KernelListResult = super::read(&body)?;
         if self.quiet {

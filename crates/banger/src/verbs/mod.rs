@@ -10,6 +10,7 @@ pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod health;
 pub(crate) mod image;
+pub(crate) mod internal;
 pub(crate) mod kernel;
 pub(crate) mod list;
 pub(crate) mod logs;
@@ -24,11 +25,15 @@ pub(crate) mod wait;
 
 use std::time::Instant;
 
+use banger_api::kernel::KernelCatalogEntry;
 use bytes::Bytes;
 
 use crate::cli::{Cli, Verb, VmVerb};
 use crate::client::start::Place;
 use crate::failure::Failure;
+use crate::show::escape;
+use crate::show::size::about;
+use crate::show::table::Table;
 use crate::version;
 
 /// Does what was asked; the status to exit with.
@@ -47,6 +52,7 @@ pub(crate) async fn run(cli: Cli, started: Instant) -> Result<u8, Failure> {
         Verb::Doctor(args) => args.run(&place).await,
         Verb::Completion(args) => args.run(),
         Verb::Version => versions(&place).await,
+        Verb::Internal { verb } => verb.run().await,
     }
 }
 
@@ -102,6 +108,38 @@ fn print_body(body: &Bytes) -> Result<u8, Failure> {
 fn print_text(text: &str) -> Result<u8, Failure> {
     crate::show::write(text.as_bytes())?;
     Ok(0)
+}
+
+/// Prints what can be had by name.
+fn print_catalog(
+    entries: Vec<KernelCatalogEntry>,
+    quiet: bool,
+    kernels: bool,
+) -> Result<u8, Failure> {
+    if quiet {
+        let names = entries
+            .iter()
+            .map(|entry| format!("{}\n", escape(&entry.name)));
+        return print_text(&names.collect::<String>());
+    }
+    let mut head = vec!["NAME", "DISTRO", "ARCH"];
+    if kernels {
+        head.push("VERSION");
+    }
+    head.extend(["SIZE", "STATE", "DESCRIPTION"]);
+    let mut table = Table::new(head);
+    for entry in entries {
+        let or_empty = Option::unwrap_or_default;
+        let mut row = vec![entry.name, or_empty(entry.distro), or_empty(entry.arch)];
+        if kernels {
+            row.push(or_empty(entry.kernel_version));
+        }
+        row.push(entry.size_bytes.map(about).unwrap_or_default());
+        row.push(if entry.pulled { "pulled" } else { "available" }.to_owned());
+        row.push(or_empty(entry.description));
+        table.row(row);
+    }
+    print_text(&table.render())
 }
 
 /// Reads a reply that is also printed as it came.

@@ -1,7 +1,10 @@
 //! What goes wrong in the workshop of images, in the words of the API.
 
+use std::io;
+
 use banger_api::error::Code;
 use banger_images::apt::AptError;
+use banger_images::bundle::BundleError;
 use banger_images::kernel::KernelError;
 use banger_images::oci::OciError;
 use banger_images::suite::SuiteError;
@@ -43,6 +46,31 @@ pub(super) fn of_kernel(error: &KernelError) -> Failure {
         }
         KernelError::Write(_) => describe(Code::Internal, error),
         KernelError::Cancelled(_) => was_cancelled(),
+    }
+}
+
+pub(crate) fn of_bundle(error: &BundleError) -> Failure {
+    if error.is_cancelled() {
+        return was_cancelled();
+    }
+    if error.is_no_space() {
+        return describe(Code::NoSpace, error);
+    }
+    match error {
+        BundleError::Damaged { .. } => describe(Code::VerifyFailed, error),
+        BundleError::Kernel(error) => {
+            let mut failure = of_kernel(error);
+            // What it says of a path is of one in the bundle.
+            if failure.code == Code::BadPath && matches!(error, KernelError::NoKernel { .. }) {
+                failure.code = Code::BadArchive;
+            }
+            failure
+        }
+        BundleError::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
+            describe(Code::AlreadyExists, error)
+        }
+        BundleError::Io { .. } | BundleError::Write(_) => describe(Code::Internal, error),
+        _ => describe(Code::BadArchive, error),
     }
 }
 

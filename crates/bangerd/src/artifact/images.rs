@@ -4,6 +4,7 @@
 mod boot;
 mod build;
 mod derive;
+mod obtain;
 mod promote;
 mod pull;
 mod register;
@@ -30,9 +31,8 @@ use crate::ports::OwnKernel;
 
 pub(super) use boot::boot_image;
 pub(super) use build::BUILD_LOG;
-pub(super) use build::obtainable;
 pub(crate) use build::{NewBuild, suite_of};
-pub(crate) use pull::NewPull;
+use pull::NewPull;
 pub(super) use register::absolute;
 
 fn bad_name<T>(parsed: Result<T, banger_model::name::BadName>) -> Result<T, Failure> {
@@ -73,6 +73,7 @@ impl Shelf {
                 let shown: String = reference.chars().take(80).collect();
                 let hint = match suite_of(&shown) {
                     Some(suite) => format!("banger image build --suite {suite}"),
+                    None if self.in_catalog(&shown).await => format!("banger image pull {shown}"),
                     None => "banger image list".to_owned(),
                 };
                 Err(Failure::new(Code::NotFound, format!("no image {shown:?}")).hint(hint))

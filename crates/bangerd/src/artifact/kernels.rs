@@ -1,13 +1,15 @@
 //! Kernels: fetched as Debian packages, imported from the host's files,
 //! listed, removed.
 
+mod obtain;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use banger_api::error::Code;
-use banger_api::kernel::{KernelEntry, KernelImportParams, KernelPullParams};
+use banger_api::kernel::{KernelEntry, KernelImportParams};
 use banger_engine::machine::Transport;
 use banger_images::apt::{Apt, AptError, Resolved};
 use banger_images::bzimage::Format;
@@ -17,6 +19,7 @@ use banger_model::KernelName;
 use banger_store::kernels::{self, KernelRow};
 use banger_store::{Connection, StoreError, images};
 
+use super::catalog::Bundle;
 use super::images::cannot_sweep;
 use super::publish::{self, Staging};
 use super::records::{self, KernelRecord, newer};
@@ -31,39 +34,28 @@ const DEB: &str = "deb:";
 /// A kernel to fetch, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NewKernel {
-    package: String,
+    from: Whence,
+    /// That of the package when absent.
     name: Option<KernelName>,
     force: bool,
     /// One that is there already will do.
     reuse: bool,
 }
 
-impl NewKernel {
-    /// Checks what a client asks for.
-    pub(crate) fn of(params: &KernelPullParams) -> Result<Self, Failure> {
-        let package = params
-            .package
-            .as_deref()
-            .map(|name| name.strip_prefix(DEB).unwrap_or(name));
-        let Some(package) = package.filter(|package| !package.is_empty()) else {
-            return Err(
-                Failure::new(Code::NotInCatalog, "there is no catalog of kernels yet")
-                    .hint(format!("banger kernel pull {DEB}{}", default_package())),
-            );
-        };
-        Ok(Self {
-            package: package.to_owned(),
-            name: params.name.as_deref().map(parse_name).transpose()?,
-            force: params.force,
-            reuse: false,
-        })
-    }
+/// Whence a kernel comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Whence {
+    Package(String),
+    /// Always with a name.
+    Bundle(Bundle),
+}
 
+impl NewKernel {
     /// Two requests of one key are the same request.
     fn key(&self) -> String {
         format!(
-            "{}\n{:?}\n{}{}",
-            self.package, self.name, self.force, self.reuse
+            "{:?}\n{:?}\n{}{}",
+            self.from, self.name, self.force, self.reuse
         )
     }
 }
@@ -244,10 +236,9 @@ impl Shelf {
         progress: &dyn Progress,
     ) -> Result<KernelRecord, Failure> {
         space::enough(&self.0.kernels_dir)?;
-        let package = default_package();
         self.fetch(
             NewKernel {
-                package,
+                from: Whence::Package(default_package()),
                 name: None,
                 force: false,
                 reuse: true,
@@ -272,19 +263,32 @@ impl Shelf {
             .await
     }
 
-    /// Resolves, refuses a taken name, and only then downloads.
     async fn pull(
         self,
         wanted: NewKernel,
         cancel: Cancel,
         report: Arc<dyn Report>,
     ) -> Result<KernelRecord, Failure> {
+        match wanted.from.clone() {
+            Whence::Package(package) => self.pull_package(wanted, package, cancel, report).await,
+            Whence::Bundle(bundle) => self.pull_bundle(wanted, bundle, cancel, report).await,
+        }
+    }
+
+    /// Resolves, refuses a taken name, and only then downloads.
+    async fn pull_package(
+        self,
+        wanted: NewKernel,
+        package: String,
+        cancel: Cancel,
+        report: Arc<dyn Report>,
+    ) -> Result<KernelRecord, Failure> {
         let state = self.0.cache.join("apt");
-        let (package, switch, told) = (wanted.package.clone(), cancel.clone(), Arc::clone(&report));
+        let (asked, switch, told) = (package.clone(), cancel.clone(), Arc::clone(&report));
         let (apt, resolved) = blocking(move || {
             let work = || -> Result<(Apt, Resolved), AptError> {
                 let apt = Apt::open(&state, &switch)?;
-                let resolved = apt.resolve(&package, &switch, &*told)?;
+                let resolved = apt.resolve(&asked, &switch, &*told)?;
                 Ok((apt, resolved))
             };
             work().map_err(|error| failures::of_apt(&error))
@@ -304,15 +308,8 @@ impl Shelf {
         let parent = self.0.kernels_dir.clone();
         self.add(claim, move || {
             let (staging, download) = (begin(&parent)?, begin(&parent)?);
-            let fetched = fetch_fresh(
-                &apt,
-                &wanted.package,
-                resolved,
-                download.path(),
-                &cancel,
-                &*report,
-            )
-            .map_err(|error| failures::of_apt(&error))?;
+            let fetched = fetch_fresh(&apt, &package, resolved, download.path(), &cancel, &*report)
+                .map_err(|error| failures::of_apt(&error))?;
             // Others may use apt while this one unpacks.
             drop(apt);
             let info = kernel::import_deb(&fetched, staging.path(), &cancel, &*report)

@@ -5,8 +5,10 @@
 //! workshop of its own; here it is decided when, by what name, and who waits.
 
 mod boot;
+mod bundles;
 mod cancelled;
-mod failures;
+mod catalog;
+pub(crate) mod failures;
 mod flight;
 mod images;
 mod kernels;
@@ -23,11 +25,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use banger_api::error::Code;
-use banger_images::Cancel;
+use banger_images::{Cancel, Report};
 use banger_store::Store;
 use tokio_util::task::TaskTracker;
 
 use self::boot::Boots;
+use self::catalog::Catalog;
 use self::flight::Flights;
 use self::records::KernelRecord;
 use crate::config::Config;
@@ -38,8 +41,7 @@ use crate::ports::{Artifacts, BootImage, BootKernel, Progress};
 pub(crate) use self::boot::{find_agent, is_boot};
 pub(crate) use self::cancelled::cancelled;
 pub(crate) use self::flight::was_cancelled;
-pub(crate) use self::images::{NewBuild, NewPull, suite_of};
-pub(crate) use self::kernels::NewKernel;
+pub(crate) use self::images::{NewBuild, suite_of};
 pub(crate) use self::publish::{is_mark, is_staging};
 pub(crate) use self::records::{ImageRecord, image as image_record};
 
@@ -55,6 +57,7 @@ struct Inner {
     default_image: String,
     default_kernel: Option<String>,
     insecure_registries: Vec<String>,
+    catalog: Option<PathBuf>,
     boots: Boots,
     image_flights: Flights<ImageRecord>,
     kernel_flights: Flights<KernelRecord>,
@@ -95,6 +98,7 @@ impl Shelf {
             default_image: config.default_image_name.clone(),
             default_kernel: config.default_kernel_name.clone(),
             insecure_registries: config.insecure_registries.clone(),
+            catalog: config.catalog_path.clone(),
             boots: Boots::new(&paths.cache),
             image_flights: Flights::new(tasks.clone()),
             kernel_flights: Flights::new(tasks.clone()),
@@ -120,6 +124,12 @@ impl Shelf {
     pub(crate) fn cancel_all(&self) {
         self.0.image_flights.cancel_all();
         self.0.kernel_flights.cancel_all();
+    }
+
+    /// The catalog as it is now.
+    async fn catalog(&self) -> Result<Catalog, Failure> {
+        let own = self.0.catalog.clone();
+        blocking(move || Catalog::load(own.as_deref())).await
     }
 
     /// Keeps others from making or removing what has this name.
@@ -166,7 +176,7 @@ impl Artifacts for Shelf {
             Ok(record) => Some(record),
             Err(failure) if failure.code == Code::NotFound => {
                 if image.is_none_or(|image| image == default) {
-                    images::obtainable(default)?;
+                    self.default_image_origin().await?;
                     None
                 } else {
                     return Err(failure);
@@ -275,6 +285,30 @@ impl Progress for Under<'_> {
 
     fn cancel(&self) -> Cancel {
         self.progress.cancel()
+    }
+}
+
+/// Progress of work that another work waits for.
+struct Within {
+    report: Arc<dyn Report>,
+    cancel: Cancel,
+}
+
+impl Progress for Within {
+    fn stage(&self, stage: &str, detail: &str) {
+        self.report.stage(stage, detail);
+    }
+
+    fn bytes(&self, done: u64, total: Option<u64>) {
+        self.report.bytes(done, total);
+    }
+
+    fn log(&self, line: &str) {
+        self.report.log(line);
+    }
+
+    fn cancel(&self) -> Cancel {
+        self.cancel.clone()
     }
 }
 

@@ -2,20 +2,24 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
+use axum::response::Response;
 use banger_api::Empty;
 use banger_api::endpoint::{
-    ImageBuild, ImageCachePrune, ImageDelete, ImageList, ImagePromote, ImagePull, ImageRegister,
-    ImageShow,
+    Endpoint, ImageBuild, ImageCachePrune, ImageDelete, ImageList, ImagePromote, ImagePull,
+    ImageRegister, ImageShow,
 };
 use banger_api::image::{
     ImageBuildParams, ImageCachePruneParams, ImageCachePruneResult, ImageListResult,
     ImagePullParams, ImageRegisterParams, ImageShowResult,
 };
 use banger_api::operation::OperationResult;
+use http::Request;
 
 use super::operations::{WAIT, accepted};
-use super::routes::{Call, Routes};
-use crate::artifact::{NewBuild, NewPull};
+use super::reply;
+use super::routes::{Call, Routes, read_body};
+use crate::artifact::NewBuild;
 use crate::build;
 use crate::daemon::App;
 use crate::failure::Failure;
@@ -23,7 +27,7 @@ use crate::operation::{Outcome, Subject};
 
 pub(super) fn add(routes: Routes) -> Routes {
     routes
-        .on::<ImageList, _, _>(&[], list)
+        .raw(ImageList::METHOD, ImageList::PATH, &["available"], list)
         .on::<ImageRegister, _, _>(&[], register)
         .on::<ImagePull, _, _>(&[WAIT], pull)
         .on::<ImageBuild, _, _>(&[WAIT], build_image)
@@ -33,10 +37,13 @@ pub(super) fn add(routes: Routes) -> Routes {
         .on::<ImageDelete, _, _>(&[], delete)
 }
 
-async fn list(app: Arc<App>, _: Call<Empty>) -> Result<ImageListResult, Failure> {
-    Ok(ImageListResult {
-        images: app.shelf.images().await?,
-    })
+async fn list(app: Arc<App>, call: Call<Request<Body>>) -> Result<Response, Failure> {
+    let Empty {} = read_body(call.body.into_body()).await?;
+    if call.query.flag("available")? {
+        return Ok(reply::json(200, &app.shelf.available_images().await?));
+    }
+    let images = app.shelf.images().await?;
+    Ok(reply::json(200, &ImageListResult { images }))
 }
 
 async fn register(
@@ -49,8 +56,8 @@ async fn register(
 }
 
 async fn pull(app: Arc<App>, call: Call<ImagePullParams>) -> Result<OperationResult, Failure> {
-    let wanted = NewPull::of(&call.body)?;
-    app.shelf.can_pull_image(&wanted).await?;
+    let wanted = app.shelf.wanted_image(&call.body).await?;
+    app.shelf.can_obtain(&wanted).await?;
     let subject = Subject {
         vm: None,
         image: Some((String::new(), wanted.name().to_owned())),
@@ -61,7 +68,7 @@ async fn pull(app: Arc<App>, call: Call<ImagePullParams>) -> Result<OperationRes
         .await?;
     let (shelf, work) = (app.shelf.clone(), handle.clone());
     app.work(handle.clone(), async move {
-        let image = shelf.pull_image(wanted, &work).await?;
+        let image = shelf.obtain_image(wanted, &work).await?;
         Ok(Outcome {
             image: Some(image),
             ..Outcome::default()

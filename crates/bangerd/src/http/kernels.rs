@@ -2,37 +2,45 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
+use axum::response::Response;
 use banger_api::Empty;
-use banger_api::endpoint::{KernelDelete, KernelImport, KernelList, KernelPull, KernelShow};
+use banger_api::endpoint::{
+    Endpoint, KernelDelete, KernelImport, KernelList, KernelPull, KernelShow,
+};
 use banger_api::kernel::{
     KernelImportParams, KernelListResult, KernelPullParams, KernelShowResult,
 };
 use banger_api::operation::OperationResult;
+use http::Request;
 
 use super::operations::{WAIT, accepted};
-use super::routes::{Call, Routes};
-use crate::artifact::NewKernel;
+use super::reply;
+use super::routes::{Call, Routes, read_body};
 use crate::daemon::App;
 use crate::failure::Failure;
 use crate::operation::{Outcome, Subject};
 
 pub(super) fn add(routes: Routes) -> Routes {
     routes
-        .on::<KernelList, _, _>(&[], list)
+        .raw(KernelList::METHOD, KernelList::PATH, &["available"], list)
         .on::<KernelPull, _, _>(&[WAIT], pull)
         .on::<KernelImport, _, _>(&[], import)
         .on::<KernelShow, _, _>(&[], show)
         .on::<KernelDelete, _, _>(&[], delete)
 }
 
-async fn list(app: Arc<App>, _: Call<Empty>) -> Result<KernelListResult, Failure> {
-    Ok(KernelListResult {
-        entries: app.shelf.kernels().await?,
-    })
+async fn list(app: Arc<App>, call: Call<Request<Body>>) -> Result<Response, Failure> {
+    let Empty {} = read_body(call.body.into_body()).await?;
+    if call.query.flag("available")? {
+        return Ok(reply::json(200, &app.shelf.available_kernels().await?));
+    }
+    let entries = app.shelf.kernels().await?;
+    Ok(reply::json(200, &KernelListResult { entries }))
 }
 
 async fn pull(app: Arc<App>, call: Call<KernelPullParams>) -> Result<OperationResult, Failure> {
-    let wanted = NewKernel::of(&call.body)?;
+    let wanted = app.shelf.wanted_kernel(&call.body).await?;
     app.shelf.can_pull(&wanted).await?;
     let handle = app
         .operations

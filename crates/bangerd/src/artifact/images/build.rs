@@ -15,7 +15,7 @@ use banger_model::{ImageName, Size};
 
 use super::super::own::GivenKernel;
 use super::super::records::ImageRecord;
-use super::super::{Kind, Shelf, blocking, failures, space};
+use super::super::{Kind, Shelf, blocking, failures};
 use super::derive::NewDerived;
 use super::{Filled, bad_name, make};
 use crate::failure::Failure;
@@ -67,6 +67,8 @@ pub(crate) struct NewImage {
     suite: String,
     packages: Vec<String>,
     size: Option<Size>,
+    /// That it boots with, by name.
+    kernel: Option<String>,
     own_kernel: Option<GivenKernel>,
 }
 
@@ -103,14 +105,42 @@ impl NewImage {
             packages,
             own_kernel: GivenKernel::of(params)?,
             size: size.map_err(|error| Failure::new(Code::BadSize, error.to_string()))?,
+            kernel: None,
         })
+    }
+
+    /// A suite with nothing added.
+    pub(super) fn of_suite(
+        name: ImageName,
+        suite: &str,
+        size: Option<Size>,
+        kernel: Option<String>,
+        own_kernel: Option<GivenKernel>,
+    ) -> Self {
+        Self {
+            name,
+            suite: suite.to_owned(),
+            packages: Vec::new(),
+            size,
+            kernel,
+            own_kernel,
+        }
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        self.name.as_str()
     }
 
     /// Two requests of one key are the same request.
     fn key(&self) -> String {
         format!(
             "{}\n{}\n{:?}\n{:?}\n{:?}",
-            self.name, self.suite, self.packages, self.size, self.own_kernel
+            self.name,
+            self.suite,
+            self.packages,
+            self.size,
+            (&self.kernel, &self.own_kernel)
         )
     }
 }
@@ -120,14 +150,6 @@ pub(crate) fn suite_of(name: &str) -> Option<&str> {
     let suite = name.strip_prefix(SUITE_IMAGE)?;
     let word = !suite.is_empty() && suite.bytes().all(|byte| byte.is_ascii_lowercase());
     word.then_some(suite)
-}
-
-/// The suite that the default image is built from where it is not here.
-pub(in crate::artifact) fn obtainable(name: &str) -> Result<&str, Failure> {
-    suite_of(name).ok_or_else(|| {
-        Failure::new(Code::NotFound, format!("no image {name:?}"))
-            .hint("banger image register, or set default_image_name")
-    })
 }
 
 impl Shelf {
@@ -164,24 +186,11 @@ impl Shelf {
         self.0.images_dir.join(format!("{name}{BUILD_LOG}"))
     }
 
-    pub(in crate::artifact) async fn obtain_default_image(
+    pub(super) async fn fly(
         &self,
+        wanted: NewImage,
         progress: &dyn Progress,
     ) -> Result<ImageRecord, Failure> {
-        let name = &self.0.default_image;
-        let suite = obtainable(name)?;
-        let wanted = NewImage {
-            name: bad_name(ImageName::parse(name))?,
-            suite: suite.to_owned(),
-            packages: Vec::new(),
-            size: None,
-            own_kernel: None,
-        };
-        space::enough(&self.0.images_dir)?;
-        self.fly(wanted, progress).await
-    }
-
-    async fn fly(&self, wanted: NewImage, progress: &dyn Progress) -> Result<ImageRecord, Failure> {
         let key = wanted.key();
         let shelf = self.clone();
         self.0
@@ -241,6 +250,7 @@ fn fill(
     let built =
         suite::build(&spec, dir, cancel, report).map_err(|error| failures::of_suite(&error))?;
     let image = Image {
+        kernel_name: wanted.kernel.clone(),
         build_size: wanted.size.map(|size| size.to_string()),
         arch: Some(built.arch),
         distro: Some(format!("{} {}", built.distro, built.suite)),

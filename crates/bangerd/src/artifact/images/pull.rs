@@ -7,7 +7,7 @@ use banger_api::error::Code;
 use banger_api::image::{Image, ImagePullParams, OciConfig};
 use banger_images::oci::{Config, Order};
 use banger_images::{Cancel, Report, ext4, worker};
-use banger_model::ImageName;
+use banger_model::{ImageName, Size};
 use banger_registry::{
     Cache, Client, Limits, Local, Platform, Pulled, Reference, Source, Weight, local,
 };
@@ -46,12 +46,7 @@ impl NewPull {
             .reference
             .parse()
             .map_err(|error| failures::of_registry(&error))?;
-        if let Some(bytes) = params.size_bytes
-            && !SIZES.contains(&bytes)
-        {
-            let why = format!("{bytes} bytes: a root filesystem has 256M to 128G");
-            return Err(Failure::new(Code::BadSize, why));
-        }
+        checked_size(params.size_bytes)?;
         let name = match &params.name {
             Some(name) => name.clone(),
             None => name_of(&source),
@@ -71,12 +66,29 @@ impl NewPull {
         self.name.as_str()
     }
 
+    /// The same, as it was parsed.
+    pub(super) fn image_name(&self) -> &ImageName {
+        &self.name
+    }
+
     /// Two requests of one key are the same request.
     fn key(&self) -> String {
         format!(
             "pull\n{}\n{}\n{:?}\n{:?}\n{:?}",
             self.name, self.source, self.kernel, self.own_kernel, self.size_bytes
         )
+    }
+}
+
+/// A size that a root filesystem may be asked to have.
+pub(super) fn checked_size(bytes: Option<u64>) -> Result<Option<Size>, Failure> {
+    let Some(bytes) = bytes else { return Ok(None) };
+    match Size::from_bytes(bytes).filter(|_| SIZES.contains(&bytes)) {
+        Some(size) => Ok(Some(size)),
+        None => {
+            let why = format!("{bytes} bytes: a root filesystem has 256M to 128G");
+            Err(Failure::new(Code::BadSize, why))
+        }
     }
 }
 

@@ -50,7 +50,7 @@ fn root_file(place: &Path) -> PathBuf {
 }
 
 /// What banger keeps of images, without the content.
-fn kept(house: &House) -> Vec<PathBuf> {
+pub(super) fn kept(house: &House) -> Vec<PathBuf> {
     let entries = fs::read_dir(house.app.paths.images()).unwrap();
     entries.map(|entry| entry.unwrap().path()).collect()
 }

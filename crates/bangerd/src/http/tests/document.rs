@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use banger_api::Empty;
 use banger_api::endpoint::{self, Endpoint, Method};
 use banger_api::error::{Code, ErrorBody};
+use banger_api::image::ImageCatalogResult;
+use banger_api::kernel::KernelCatalogResult;
 use banger_api::operation::{
     DiskFullEvent, HealthEvent, LogEvent, ProgressEvent, StageEvent, VmEvent,
 };
@@ -81,6 +83,19 @@ impl Document {
         self.add(&served, id, body, replies);
     }
 
+    /// The same endpoint with `?available=true` answers otherwise.
+    fn or_catalog<E: Endpoint, T: ToSchema>(&mut self) {
+        let catalog = self.schema::<T>();
+        let path = format!("/v1{}", E::PATH);
+        let operation = self
+            .paths
+            .get_mut(&path)
+            .and_then(|methods| methods.get_mut("get"));
+        let replies = &mut operation.expect("it was added")["responses"];
+        let schema = &mut replies["200"]["content"]["application/json"]["schema"];
+        *schema = json!({ "anyOf": [schema.take(), catalog] });
+    }
+
     fn stream(&mut self, id: &str, path: &str, served: &[Served]) {
         let served = find(served, Method::Get, path);
         let error = self.schema::<ErrorBody>();
@@ -134,6 +149,8 @@ fn document(served: &[Served]) -> Value {
         KernelList KernelPull KernelImport KernelShow KernelDelete
         OperationList OperationShow OperationCancel
     }
+    all.or_catalog::<endpoint::ImageList, ImageCatalogResult>();
+    all.or_catalog::<endpoint::KernelList, KernelCatalogResult>();
     all.stream("Events", endpoint::EVENTS, served);
     all.stream("OperationEvents", endpoint::OPERATION_EVENTS, served);
     let body = all.schema::<ExecParams>();

@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod builds;
+mod catalogs;
 mod contract;
 mod disk;
 mod document;
@@ -47,15 +48,20 @@ struct House {
 
 impl House {
     async fn new() -> Self {
-        Self::build(true).await
+        Self::build(true, |_| {}).await
     }
 
     /// Where VMs boot from the daemon's own images and kernels.
     async fn with_own_artifacts() -> Self {
-        Self::build(false).await
+        Self::build(false, |_| {}).await
     }
 
-    async fn build(fake_artifacts: bool) -> Self {
+    /// The same with a configuration of its own.
+    async fn configured(edit: impl FnOnce(&mut Config)) -> Self {
+        Self::build(false, edit).await
+    }
+
+    async fn build(fake_artifacts: bool, edit: impl FnOnce(&mut Config)) -> Self {
         let place = tempfile::tempdir().unwrap();
         let paths = Paths {
             state: place.path().join("state"),
@@ -66,7 +72,8 @@ impl House {
         };
         paths.make_state().unwrap();
         paths.make_rooms().unwrap();
-        let config = Config::default();
+        let mut config = Config::default();
+        edit(&mut config);
         let store = Store::open(&paths.database()).unwrap();
         let engine = Arc::new(HostEngine::new(engine_settings(place.path(), &config)));
         let world: Arc<fakes::World> = Arc::default();
