@@ -181,7 +181,7 @@ fn names_that_lead_out_of_an_image_stay_inside() {
     let outside = house.dir().join("home");
     let target = outside.to_str().expect("a path is text").to_owned();
     let up = format!("{}{target}", "../".repeat(20));
-    let layers = vec![
+    let layers = [
         tar(&[
             Entry::file(format!("{target}/absolute"), "1"),
             Entry::link("by-name", &target, false),

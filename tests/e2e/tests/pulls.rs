@@ -112,13 +112,19 @@ fn two_pulls_of_one_image_are_one_download() {
     let list = house.banger("image list --json").ok().json();
     assert_eq!(list["images"].as_array().map(Vec::len), Some(1), "{list}");
 
-    // Another name is another image of the same blobs.
-    let again = house
-        .call(["pull", &reference, "--name", "other"])
-        .run()
-        .ok();
-    assert_eq!(again.line(), "other");
+    // Another name is another image of the same blobs, and the same to the last byte.
+    let again = house.call(["pull", &reference, "--name", "other"]);
+    assert_eq!(again.run().ok().line(), "other");
     assert_eq!(toy.asked(&image.layer_path(0)).len(), 1);
+    let [one, two] = ["pulled", "other"].map(|name| {
+        let shown = house
+            .call(["image", "show", name, "--json"])
+            .run()
+            .ok()
+            .json();
+        PathBuf::from(shown["image"]["rootfs_path"].as_str().expect("a path"))
+    });
+    let _ = Call::new("cmp", [one, two]).run().ok();
     let _ = house.banger("image rm pulled other").ok();
     house.assert_as_before(&before, SOON);
 }
@@ -193,10 +199,10 @@ fn wait_stage(house: &House, stage: &str) {
 #[test]
 fn a_pull_that_is_given_up_while_it_is_unpacked_leaves_its_blobs() {
     let (house, before) = begun();
-    // Packs well, so that it comes at once and takes long to unpack.
+    // Packs well (gzip looks 32 KiB back), so that it comes at once and takes long to unpack.
     let long = gzip(&tar(&[Entry::file(
         "long",
-        noise(1 << 16).repeat(16 << 10),
+        noise(1 << 12).repeat(64 << 10),
     )]));
     let image = Image::of(vec![long]);
     let toy = Toy::start(|_| None);
@@ -295,7 +301,10 @@ fn a_disk_that_fills_while_an_image_is_written_is_as_free_as_before() {
     };
     let _ = house.banger("list").ok();
     let before = house.census();
-    let long = gzip(&tar(&[Entry::file("long", noise(1 << 16).repeat(1600))]));
+    let long = gzip(&tar(&[Entry::file(
+        "long",
+        noise(1 << 12).repeat(25 << 10),
+    )]));
     let image = Image::of(vec![long]);
     let (toy, gate, reference) = holding(&image, &image.layer_path(0), 10);
     let live = pull(&house, &reference);
