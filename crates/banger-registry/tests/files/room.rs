@@ -84,7 +84,7 @@ impl Room {
 
     pub(crate) fn empty_cache(&self) {
         for blob in self.cache.list().expect("a list") {
-            std::fs::remove_file(self.cache.dir().join(Cache::name_of(&blob))).expect("removed");
+            fs::remove_file(self.cache.dir().join(Cache::name_of(&blob))).expect("removed");
         }
     }
 
