@@ -335,6 +335,7 @@ fn an_image_that_is_pulled_boots_the_kernel_it_was_given() {
     let versions = fs::read_dir(dir.join("tree/lib/modules")).expect("unpacked above");
     let version = versions.flatten().next().expect("a kernel has modules");
     let version = version.file_name().into_string().expect("a plain name");
+    let _ = house.banger("list").ok();
     let before = house.census();
     let kernel = format!("tree/boot/vmlinuz-{version}");
     let modules = format!("tree/lib/modules/{version}");
