@@ -175,8 +175,10 @@ impl Manifest {
     /// [`BundleError::Manifest`].
     pub fn parse(text: &[u8]) -> Result<Manifest, BundleError> {
         let bad = |why: String| BundleError::Manifest { why };
-        let manifest: Manifest =
-            serde_json::from_slice(text).map_err(|error| bad(error.to_string()))?;
+        // A list would pass for the fields in their order.
+        let manifest = serde_json::from_slice::<serde_json::Map<_, _>>(text)
+            .and_then(|fields| serde_json::from_value::<Manifest>(fields.into()))
+            .map_err(|error| bad(error.to_string()))?;
         let texts = [
             ("name", Some(&manifest.name)),
             ("distro", manifest.distro.as_ref()),

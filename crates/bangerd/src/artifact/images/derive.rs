@@ -218,7 +218,10 @@ fn told(mut failure: Failure, wanted: &NewDerived, logged: &Logged, log: &Path) 
         }
     }
     let whole = format!("the whole log is {}", log.display());
-    failure.hint.get_or_insert(whole);
+    failure.hint = Some(match failure.hint {
+        Some(hint) => format!("{hint}; {whole}"),
+        None => whole,
+    });
     failure
 }
 

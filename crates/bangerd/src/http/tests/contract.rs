@@ -4,6 +4,16 @@ use serde_json::Value;
 
 use super::{Answer, House};
 
+/// Whether a value has what a choice among several cannot do without.
+fn has_required(document: &Value, choice: &Value, value: &Value) -> bool {
+    let schema = choice["$ref"]
+        .as_str()
+        .and_then(|reference| document.pointer(reference.trim_start_matches('#')))
+        .unwrap_or(choice);
+    let mut required = schema["required"].as_array().into_iter().flatten();
+    required.all(|name| value.get(name.as_str().unwrap()).is_some())
+}
+
 /// Checks a value against a schema of the document, as far as the document
 /// uses JSON Schema. Unknown fields are errors too: a reply says nothing that
 /// is not promised.
@@ -28,6 +38,7 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
         let real: Vec<_> = choices
             .iter()
             .filter(|choice| choice["type"] != "null")
+            .filter(|choice| choices.len() == 1 || has_required(document, choice, value))
             .collect();
         assert_eq!(real.len(), 1, "{at}: more than one kind of value: {schema}");
         return check(document, real[0], value, at);
