@@ -40,7 +40,8 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
             .filter(|choice| choice["type"] != "null")
             .filter(|choice| choices.len() == 1 || has_required(document, choice, value))
             .collect();
-        assert_eq!(real.len(), 1, "{at}: more than one kind of value: {schema}");
+        // Two kinds of an empty list look the same.
+        assert!(!real.is_empty(), "{at}: no such kind of value: {schema}");
         return check(document, real[0], value, at);
     }
     if let Some(names) = schema["enum"].as_array() {
