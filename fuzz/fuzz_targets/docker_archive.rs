@@ -67,7 +67,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let inside = house.runtime.enter();
     let cancel = CancellationToken::new();
-    let pulled = local::pull(&source, &house.cache, &platform, &limits, &|_, _| {}, &cancel);
+    let pulled = local::pull(&source, &house.cache, &platform, &limits, &|_| {}, &cancel);
     drop(inside);
     if let Ok(pulled) = pulled {
         assert_eq!(pulled.layers.len(), pulled.manifest.layers.len());

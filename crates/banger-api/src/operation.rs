@@ -134,6 +134,18 @@ pub struct ProgressEvent {
     pub bytes_total: Option<u64>,
 }
 
+/// `event: part`: bytes of one of several things that a stage gets side by side. What they come
+/// to together is told by `progress`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PartEvent {
+    /// Which; of an image, the digest of a layer or of its config.
+    pub part: String,
+    /// Bytes so far. They can go back, where something has to be fetched again.
+    pub bytes_done: u64,
+    /// Of how many.
+    pub bytes_total: u64,
+}
+
 /// `event: log`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogEvent {

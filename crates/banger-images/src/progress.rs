@@ -77,6 +77,9 @@ pub trait Report: Send + Sync {
     fn stage(&self, stage: &str, detail: &str);
     /// Bytes of this stage so far, and of all of it where that is known.
     fn bytes(&self, done: u64, total: Option<u64>);
+    /// Bytes so far of a part of this stage, such as a layer, and all of that part's. Those of all
+    /// parts together are told by [`Report::bytes`].
+    fn part(&self, part: &str, done: u64, total: u64);
     /// A line of the work's log.
     fn log(&self, line: &str);
 }
@@ -88,6 +91,7 @@ pub struct Quiet;
 impl Report for Quiet {
     fn stage(&self, _: &str, _: &str) {}
     fn bytes(&self, _: u64, _: Option<u64>) {}
+    fn part(&self, _: &str, _: u64, _: u64) {}
     fn log(&self, _: &str) {}
 }
 

@@ -53,6 +53,7 @@ impl Report for Heard {
             cancel.cancel();
         }
     }
+    fn part(&self, _: &str, _: u64, _: u64) {}
     fn bytes(&self, done: u64, total: Option<u64>) {
         assert!(
             total.is_none_or(|total| done <= total),

@@ -116,6 +116,7 @@ fn a_cancelled_import_leaves_nothing() {
                 }
             }
             fn bytes(&self, _: u64, _: Option<u64>) {}
+            fn part(&self, _: &str, _: u64, _: u64) {}
             fn log(&self, _: &str) {}
         }
         let error =

@@ -21,9 +21,26 @@ use crate::session::Session;
 /// Written and hashed off the runtime's threads in pieces of this size.
 const BATCH: usize = 512 << 10;
 
-/// Called with the bytes of an image that are here, and with all of them. Often, and from the
-/// task of the pull: be quick.
-pub type Progress<'p> = &'p (dyn Fn(u64, u64) + Send + Sync);
+/// Called with each step of a pull. Often, and from the task of the pull: be quick.
+pub type Progress<'p> = &'p (dyn Fn(Step) + Send + Sync);
+
+/// Bytes that are here, of all there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Count {
+    /// Here. It can go back: a part may be dropped.
+    pub done: u64,
+    /// All of them.
+    pub total: u64,
+}
+
+/// How far a pull is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// All blobs together, each once.
+    pub image: Count,
+    /// The config or layer whose bytes moved, where one did.
+    pub blob: Option<(Digest, Count)>,
+}
 
 /// The progress of all blobs of one image.
 pub(crate) struct Tally<'p> {
@@ -34,34 +51,55 @@ pub(crate) struct Tally<'p> {
 
 impl<'p> Tally<'p> {
     pub(crate) fn new(total: u64, show: Progress<'p>) -> Tally<'p> {
-        show(0, total);
-        Tally {
+        let tally = Tally {
             total: AtomicU64::new(total),
             done: AtomicU64::new(0),
             show,
-        }
+        };
+        tally.tell(0, None);
+        tally
     }
 
     /// There is more to do than was known.
     pub(crate) fn expect(&self, more: u64) {
         self.total.fetch_add(more, Ordering::Relaxed);
-        self.tell(self.done.load(Ordering::Relaxed));
+        self.tell(self.done.load(Ordering::Relaxed), None);
     }
 
-    fn tell(&self, done: u64) {
-        (self.show)(done, self.total.load(Ordering::Relaxed));
+    fn tell(&self, done: u64, blob: Option<(Digest, Count)>) {
+        let total = self.total.load(Ordering::Relaxed);
+        (self.show)(Step {
+            image: Count { done, total },
+            blob,
+        });
     }
 }
 
-/// One blob's share of a tally. It can go back: a part may be dropped.
+/// One blob's share of a tally.
 pub(crate) struct Share<'t, 'p> {
     tally: &'t Tally<'p>,
+    /// Which blob, and its bytes.
+    blob: Option<(Digest, u64)>,
     mine: u64,
 }
 
 impl<'t, 'p> Share<'t, 'p> {
-    pub(crate) fn of(tally: &'t Tally<'p>) -> Share<'t, 'p> {
-        Share { tally, mine: 0 }
+    /// The share of a blob of `size` bytes.
+    pub(crate) fn of(tally: &'t Tally<'p>, digest: Digest, size: u64) -> Share<'t, 'p> {
+        Share {
+            tally,
+            blob: Some((digest, size)),
+            mine: 0,
+        }
+    }
+
+    /// The share of what is no blob.
+    pub(crate) fn unnamed(tally: &'t Tally<'p>) -> Share<'t, 'p> {
+        Share {
+            tally,
+            blob: None,
+            mine: 0,
+        }
     }
 
     pub(crate) fn set(&mut self, now: u64) {
@@ -69,7 +107,9 @@ impl<'t, 'p> Share<'t, 'p> {
         let change = now.wrapping_sub(self.mine);
         self.mine = now;
         let before = self.tally.done.fetch_add(change, Ordering::Relaxed);
-        self.tally.tell(before.wrapping_add(change));
+        let count = |(digest, total)| (digest, Count { done: now, total });
+        self.tally
+            .tell(before.wrapping_add(change), self.blob.map(count));
     }
 }
 
@@ -141,7 +181,7 @@ pub(crate) async fn fetch(
     blob: &Descriptor,
     tally: &Tally<'_>,
 ) -> Result<Hold, RegistryError> {
-    let mut share = Share::of(tally);
+    let mut share = Share::of(tally, blob.digest, blob.size);
     let wanted = Wanted {
         what: named(blob),
         digest: blob.digest,

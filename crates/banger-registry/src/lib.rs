@@ -42,7 +42,7 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio_util::sync::CancellationToken;
 
 pub use auth::default_file as default_auth_file;
-pub use blob::Progress;
+pub use blob::{Count, Progress, Step};
 pub use cache::{Blob, Cache, Hold};
 pub use digest::{BadDigest, Digest};
 pub use document::{Descriptor, ImageManifest, Platform};

@@ -189,7 +189,8 @@ impl Desk<'_> {
 
     /// Puts a small blob, whose bytes are known to be right, beside the others.
     fn store_bytes(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
-        Share::of(&self.tally).set(bytes.len() as u64);
+        let size = bytes.len() as u64;
+        Share::of(&self.tally, digest, size).set(size);
         match self.claim(digest)? {
             Ok(part) => {
                 let hold = part.fill_here(|filling| filling.write(bytes))?;

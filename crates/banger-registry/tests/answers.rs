@@ -142,7 +142,7 @@ async fn a_manifest_by_digest_must_have_that_digest() {
     let by = |digest: Digest| format!("{}/team/app@{digest}", toy.address);
     let reference = by(wrong).parse().expect("a reference");
     let error = bench
-        .pull_as(&reference, &|_, _| {})
+        .pull_as(&reference, &|_| {})
         .await
         .expect_err("no image");
     assert!(matches!(error, RegistryError::Damaged { .. }), "{error}");
@@ -150,7 +150,7 @@ async fn a_manifest_by_digest_must_have_that_digest() {
     let right = by(Digest::of(&image.manifest))
         .parse()
         .expect("a reference");
-    let pulled = bench.pull_as(&right, &|_, _| {}).await.expect("an image");
+    let pulled = bench.pull_as(&right, &|_| {}).await.expect("an image");
     assert_image(&pulled, &image);
 }
 

@@ -69,7 +69,7 @@ fn a_disk_that_files_fill_is_told_and_gets_its_room_back() {
     let cancel = CancellationToken::new();
     let pull = || {
         let (platform, limits) = (&config.platform, &config.limits);
-        local::pull(&source, &cache, platform, limits, &|_, _| {}, &cancel)
+        local::pull(&source, &cache, platform, limits, &|_| {}, &cancel)
     };
     let error = pull().expect_err("a full disk");
     assert!(matches!(error, RegistryError::NoSpace { .. }), "{error}");

@@ -231,9 +231,7 @@ impl Desk {
             ..Config::default()
         })?;
         let cancel = CancellationToken::new();
-        client
-            .pull(reference, &self.cache, &|_, _| {}, &cancel)
-            .await
+        client.pull(reference, &self.cache, &|_| {}, &cancel).await
     }
 }
 

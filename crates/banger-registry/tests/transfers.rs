@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use banger_registry::{Digest, RegistryError};
+use banger_registry::{Digest, RegistryError, Step};
 use toy::{Answer, Bench, Image, Toy, assert_image, range};
 
 #[tokio::test]
@@ -16,8 +16,8 @@ async fn an_image_is_pulled_once_and_then_found() {
     let bench = Bench::new();
     let seen = Mutex::new(Vec::new());
     let pulled = bench
-        .pull_as(&toy.reference(), &|done, total| {
-            seen.lock().expect("the list").push((done, total));
+        .pull_as(&toy.reference(), &|step: Step| {
+            seen.lock().expect("the list").push(step);
         })
         .await
         .expect("an image");
@@ -25,9 +25,24 @@ async fn an_image_is_pulled_once_and_then_found() {
     assert_eq!(bench.parts(), 0);
     let total = (image.config.len() + image.layers.iter().map(Vec::len).sum::<usize>()) as u64;
     let seen = seen.into_inner().expect("the list");
-    assert_eq!(seen.first(), Some(&(0, total)));
-    assert_eq!(seen.last(), Some(&(total, total)));
-    assert!(seen.iter().all(|(done, all)| done <= all && *all == total));
+    let whole: Vec<_> = seen.iter().map(|step| step.image).collect();
+    assert_eq!(whole.first().map(|count| count.done), Some(0));
+    assert_eq!(whole.last().map(|count| count.done), Some(total));
+    assert!(whole.iter().all(|count| count.done <= total));
+    assert!(whole.iter().all(|count| count.total == total));
+    // Each blob grows to its own length, and to no other's.
+    for bytes in image.layers.iter().chain([&image.config]) {
+        let digest = Digest::of(bytes);
+        let told: Vec<_> = seen
+            .iter()
+            .filter_map(|step| step.blob.filter(|(of, _)| *of == digest))
+            .map(|(_, count)| (count.done, count.total))
+            .collect();
+        let length = bytes.len() as u64;
+        assert!(told.is_sorted(), "{told:?}");
+        assert!(told.iter().all(|(_, all)| *all == length), "{told:?}");
+        assert_eq!(told.last(), Some(&(length, length)));
+    }
 
     let before = toy.requests().len();
     let again = bench.pull(&toy).await.expect("an image");
@@ -311,7 +326,7 @@ async fn nobody_there_is_unavailable() {
     let reference = toy.reference();
     drop(toy);
     let error = bench
-        .pull_as(&reference, &|_, _| {})
+        .pull_as(&reference, &|_| {})
         .await
         .expect_err("nobody");
     assert!(
@@ -335,7 +350,8 @@ async fn a_cancelled_pull_leaves_a_part_and_the_next_goes_on() {
     let cancel = bench.cancel.clone();
     let near_the_end = 1_000_000;
     let error = bench
-        .pull_as(&toy.reference(), &move |done, _| {
+        .pull_as(&toy.reference(), &move |step: Step| {
+            let done = step.image.done;
             if done >= near_the_end {
                 cancel.cancel();
             }

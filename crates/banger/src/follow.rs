@@ -2,7 +2,7 @@
 //! and outlives a restart of the daemon.
 
 use banger_api::endpoint::{OPERATION_EVENTS, OperationCancel, OperationShow};
-use banger_api::operation::{LogEvent, Operation, OperationResult, StageEvent};
+use banger_api::operation::{LogEvent, Operation, OperationResult, PartEvent, StageEvent};
 
 use crate::client::events::Event;
 use crate::client::start::Place;
@@ -132,6 +132,11 @@ fn heed(event: &Event, progress: &mut Progress) -> Option<Operation> {
         "progress" => {
             if let Some(bytes) = event.read() {
                 progress.bytes(bytes);
+            }
+        }
+        "part" => {
+            if let Some(part) = event.read::<PartEvent>() {
+                progress.part(&part);
             }
         }
         "log" => {

@@ -334,6 +334,8 @@ pub(crate) trait Progress: Send + Sync {
     fn stage(&self, stage: &str, detail: &str);
     /// Bytes of the present stage.
     fn bytes(&self, done: u64, total: Option<u64>);
+    /// Bytes of a part of the present stage, such as a layer, and all of that part's.
+    fn part(&self, part: &str, done: u64, total: u64);
     /// A line of log.
     fn log(&self, line: &str);
     /// Ends when the work should stop.

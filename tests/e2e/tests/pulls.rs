@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use e2e::archive::{Entry, gzip, tar};
 use e2e::toy::{Gate, Image, Toy};
-use e2e::{Call, Census, House, Live, skip, wait};
+use e2e::{Call, Census, House, Live, Terminal, skip, wait};
 
 const SOON: Duration = Duration::from_secs(60);
 /// Enough to be met in the middle of it.
@@ -126,6 +126,34 @@ fn two_pulls_of_one_image_are_one_download() {
     });
     let _ = Call::new("cmp", [one, two]).run().ok();
     let _ = house.banger("image rm pulled other").ok();
+    house.assert_as_before(&before, SOON);
+}
+
+#[test]
+fn a_terminal_shows_the_bytes_of_each_layer_and_of_all() {
+    let (house, before) = begun();
+    let image = image();
+    let path = image.layer_path(0);
+    let (_toy, gate, reference) = holding(&image, &path, LARGE / 4);
+    let terminal = Terminal::open(&house, 100, 30);
+    terminal.line(&format!("banger pull {reference} --name pulled"));
+    let here = "16 MiB of 64 MiB (25%)";
+    terminal.wait_for(here, SOON);
+    let digest = path.rsplit(':').next().expect("a digest");
+    let shown = wait::eventually(SOON, || {
+        let shown = terminal.screen();
+        (shown.matches(here).count() == 2).then_some(shown)
+    });
+    let shown = shown.unwrap_or_else(|| panic!("{}", terminal.screen()));
+    let layer = format!("{}  {here}", &digest[..12]);
+    assert!(shown.lines().any(|line| line.trim() == layer), "{shown}");
+
+    gate.open();
+    let shown = terminal.wait_for("\npulled\n", SOON);
+    assert!(!shown.contains(here), "{shown}");
+    assert!(!shown.contains(&digest[..12]), "{shown}");
+    let _ = house.banger("image rm pulled").ok();
+    drop(terminal);
     house.assert_as_before(&before, SOON);
 }
 

@@ -141,6 +141,9 @@ impl Report for Teller {
         self.say(&News::Bytes(done, total));
     }
 
+    /// Layers are merged as one.
+    fn part(&self, _: &str, _: u64, _: u64) {}
+
     fn log(&self, _: &str) {}
 }
 

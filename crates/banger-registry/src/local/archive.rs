@@ -171,7 +171,7 @@ impl<'d> Archive<'d> {
 
     /// Finds out what is where. Of a packed archive this reads all, and is told as progress.
     fn index(&self) -> Result<Members, RegistryError> {
-        let share = Share::of(&self.desk.tally);
+        let share = Share::unnamed(&self.desk.tally);
         let (read, share) = (Cell::new(0), Cell::new(Some(share)));
         let packed = self.codec != Codec::Plain;
         if packed {
@@ -301,7 +301,7 @@ impl<'d> Archive<'d> {
         let mut left = desk.limits.image;
         let mut sizes = HashMap::new();
         for layer in wanted {
-            let mut share = Share::of(&desk.tally);
+            let mut share = Share::of(&desk.tally, layer.digest, layer.extent.size);
             let size = match desk.claim(layer.digest)? {
                 Err(size) => size,
                 Ok(part) => {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use banger_registry::{Digest, RegistryError};
+use banger_registry::{Count, Digest, RegistryError, Step};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -39,7 +39,10 @@ fn an_archive_is_read_packed_or_not_and_its_config_names_it() {
         room.write(name, &bytes);
         room.empty_cache();
         let told = std::sync::Mutex::new(Vec::new());
-        let tell = |done, total| told.lock().expect("the list").push((done, total));
+        let tell = |step: Step| {
+            let Count { done, total } = step.image;
+            told.lock().expect("the list").push((done, total));
+        };
         let spelled = format!("docker-archive:{name}");
         let pulled = room.pull_with(&spelled, &tell, &CancellationToken::new());
         let pulled = pulled.unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -173,15 +176,15 @@ fn a_pull_that_is_cancelled_anywhere_leaves_whole_blobs_only() {
     ] {
         let all = std::sync::atomic::AtomicU64::new(0);
         room.empty_cache();
-        let count = |done, _| all.store(done, std::sync::atomic::Ordering::SeqCst);
+        let count = |step: Step| all.store(step.image.done, std::sync::atomic::Ordering::SeqCst);
         let whole = room.pull_with(spelled, &count, &CancellationToken::new());
         assert_layers(&whole.expect("an image"), &layers);
         let all = all.into_inner();
         for nth in 0..20 {
             room.empty_cache();
             let cancel = CancellationToken::new();
-            let stop = |done: u64, _: u64| {
-                if done >= all * nth / 20 {
+            let stop = |step: Step| {
+                if step.image.done >= all * nth / 20 {
                     cancel.cancel();
                 }
             };

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::symlink;
 
-use banger_registry::RegistryError;
+use banger_registry::{RegistryError, Step};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -588,8 +588,8 @@ fn a_file_that_changes_while_it_is_read_is_found_out() {
         ("oci-layout:app", layout.blob_path(&layer), 1),
         ("docker-archive:x.tar", room.path("x.tar"), 100_000),
     ] {
-        let spoil = |done: u64, _: u64| {
-            if done > 300_000 {
+        let spoil = |step: Step| {
+            if step.image.done > 300_000 {
                 let mut file = fs::OpenOptions::new()
                     .write(true)
                     .open(&path)

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use banger_registry::RegistryError;
+use banger_registry::{Count, RegistryError, Step};
 use serde_json::json;
 
 use crate::room::{
@@ -100,7 +100,10 @@ fn what_the_cache_has_is_not_read_again_and_bytes_are_told() {
     let large = noise(700_000);
     layout.index(&[layout.image("amd64", &[&large, b"small"])]);
     let told = std::sync::Mutex::new(Vec::new());
-    let tell = |done, total| told.lock().expect("the list").push((done, total));
+    let tell = |step: Step| {
+        let Count { done, total } = step.image;
+        told.lock().expect("the list").push((done, total));
+    };
     let pulled = room.pull_with(
         "oci-layout:app",
         &tell,

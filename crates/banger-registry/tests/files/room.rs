@@ -5,7 +5,9 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use banger_registry::{Cache, Digest, Limits, Platform, Pulled, RegistryError, Source, local};
+use banger_registry::{
+    Cache, Digest, Limits, Platform, Progress, Pulled, RegistryError, Source, local,
+};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -41,13 +43,13 @@ impl Room {
 
     /// Pulls what is spelled with a path in this room: `docker-archive:x.tar:1`.
     pub(crate) fn pull(&self, spelled: &str) -> Result<Pulled, RegistryError> {
-        self.pull_with(spelled, &|_, _| {}, &CancellationToken::new())
+        self.pull_with(spelled, &|_| {}, &CancellationToken::new())
     }
 
     pub(crate) fn pull_with(
         &self,
         spelled: &str,
-        progress: &(dyn Fn(u64, u64) + Send + Sync),
+        progress: Progress<'_>,
         cancel: &CancellationToken,
     ) -> Result<Pulled, RegistryError> {
         let (scheme, rest) = spelled.split_once(':').expect("a scheme");

@@ -365,7 +365,7 @@ impl Bench {
     }
 
     pub(crate) async fn pull(&self, toy: &Toy) -> Result<Pulled, RegistryError> {
-        self.pull_as(&toy.reference(), &|_, _| {}).await
+        self.pull_as(&toy.reference(), &|_| {}).await
     }
 
     pub(crate) async fn pull_as(

@@ -1,11 +1,12 @@
-//! Progress of long work on standard error: one moving line while it lasts,
-//! one line that stays for each stage somebody had to wait for. Silent where
-//! standard error is no terminal.
+//! Progress of long work on standard error: a moving line while it lasts, with
+//! one below it for each part that is under way, and one line that stays for
+//! each stage somebody had to wait for. Silent where standard error is no
+//! terminal.
 
 use std::time::{Duration, Instant};
 
-use banger_api::operation::ProgressEvent;
-use indicatif::{ProgressBar, ProgressStyle};
+use banger_api::operation::{PartEvent, ProgressEvent};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::size::about;
 use super::{Style, escape, note, paint_stderr, warn, watched};
@@ -15,9 +16,17 @@ const WORTH_A_LINE: Duration = Duration::from_secs(1);
 /// How often the moving line moves.
 const TICK: Duration = Duration::from_millis(100);
 
-/// The moving line.
+/// The moving lines.
+struct Drawn {
+    all: MultiProgress,
+    bar: ProgressBar,
+    /// By their names.
+    parts: Vec<(String, ProgressBar)>,
+}
+
+/// What is shown of the progress.
 pub(crate) struct Progress {
-    bar: Option<ProgressBar>,
+    drawn: Option<Drawn>,
     /// Name of the present stage.
     name: String,
     /// The same with what is known of it.
@@ -38,7 +47,7 @@ impl Progress {
     /// No drawing at all; warnings are said.
     pub(crate) fn hidden() -> Self {
         Self {
-            bar: None,
+            drawn: None,
             name: String::new(),
             stage: String::new(),
             since: Instant::now(),
@@ -46,13 +55,15 @@ impl Progress {
     }
 
     fn drawn() -> Self {
-        let bar = ProgressBar::new_spinner();
+        let all = MultiProgress::new();
+        let bar = all.add(ProgressBar::new_spinner());
         if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
             bar.set_style(style);
         }
         bar.enable_steady_tick(TICK);
+        let parts = Vec::new();
         Self {
-            bar: Some(bar),
+            drawn: Some(Drawn { all, bar, parts }),
             name: String::new(),
             stage: String::new(),
             since: Instant::now(),
@@ -61,7 +72,7 @@ impl Progress {
 
     /// Whether anything is drawn.
     pub(crate) fn shown(&self) -> bool {
-        self.bar.is_some()
+        self.drawn.is_some()
     }
 
     /// A stage begins, or more is known of the present one.
@@ -76,23 +87,39 @@ impl Progress {
         } else {
             format!("{} {}", escape(stage), escape(detail))
         };
-        if let Some(bar) = &self.bar {
-            bar.set_message(self.stage.clone());
+        if let Some(drawn) = &self.drawn {
+            drawn.bar.set_message(self.stage.clone());
         }
     }
 
     /// Bytes of the present stage.
     pub(crate) fn bytes(&self, progress: ProgressEvent) {
-        let Some(bar) = &self.bar else { return };
-        let done = about(progress.bytes_done);
-        let amount = match progress.bytes_total {
-            Some(total) => {
-                let percent = progress.bytes_done.saturating_mul(100) / total.max(1);
-                format!("{done} of {} ({}%)", about(total), percent.min(100))
+        let Some(drawn) = &self.drawn else { return };
+        let amount = amount(progress.bytes_done, progress.bytes_total);
+        drawn.bar.set_message(format!("{}  {amount}", self.stage));
+    }
+
+    /// Bytes of a part of it; its line goes when it is complete.
+    pub(crate) fn part(&mut self, part: &PartEvent) {
+        let Some(drawn) = &mut self.drawn else { return };
+        let known = drawn.parts.iter().position(|(name, _)| *name == part.part);
+        if part.bytes_done >= part.bytes_total {
+            if let Some(known) = known {
+                drawn.parts.remove(known).1.finish_and_clear();
             }
-            None => done,
-        };
-        bar.set_message(format!("{}  {amount}", self.stage));
+            return;
+        }
+        let at = known.unwrap_or_else(|| {
+            let bar = drawn.all.add(ProgressBar::new_spinner());
+            if let Ok(style) = ProgressStyle::with_template("    {wide_msg}") {
+                bar.set_style(style);
+            }
+            drawn.parts.push((part.part.clone(), bar));
+            drawn.parts.len() - 1
+        });
+        let amount = amount(part.bytes_done, Some(part.bytes_total));
+        let name = short(&part.part);
+        drawn.parts[at].1.set_message(format!("{name}  {amount}"));
     }
 
     /// A line of log: warnings stay, notes stay where somebody watches, the
@@ -102,8 +129,9 @@ impl Progress {
             self.above(|| warn(warning));
         } else if self.shown() && text.starts_with("note: ") {
             self.line(text);
-        } else if let Some(bar) = &self.bar {
-            bar.set_message(format!("{}  {}", self.stage, escape(text)));
+        } else if let Some(drawn) = &self.drawn {
+            let text = format!("{}  {}", self.stage, escape(text));
+            drawn.bar.set_message(text);
         }
     }
 
@@ -114,12 +142,12 @@ impl Progress {
 
     /// For lines that stay while somebody else moves the moving line.
     pub(crate) fn lines(&self) -> Lines {
-        Lines(self.bar.clone())
+        Lines(self.drawn.as_ref().map(|drawn| drawn.all.clone()))
     }
 
     fn above(&self, say: impl FnOnce()) {
-        match &self.bar {
-            Some(bar) => bar.suspend(say),
+        match &self.drawn {
+            Some(drawn) => drawn.all.suspend(say),
             None => say(),
         }
     }
@@ -133,35 +161,62 @@ impl Progress {
             }
         }
         self.stage.clear();
+        if let Some(drawn) = &mut self.drawn {
+            for (_, bar) in drawn.parts.drain(..) {
+                bar.finish_and_clear();
+            }
+        }
     }
 
-    /// Takes the moving line away; must come before anybody else uses the
+    fn clear(&mut self) {
+        if let Some(drawn) = self.drawn.take() {
+            for (_, bar) in &drawn.parts {
+                bar.finish_and_clear();
+            }
+            drawn.bar.finish_and_clear();
+        }
+    }
+
+    /// Takes the moving lines away; must come before anybody else uses the
     /// terminal.
     pub(crate) fn finish(&mut self) {
         self.end_stage();
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
+        self.clear();
     }
 }
 
-/// Puts lines above the moving line.
+fn amount(done: u64, total: Option<u64>) -> String {
+    let here = about(done);
+    match total {
+        Some(total) => {
+            let percent = done.saturating_mul(100) / total.max(1);
+            format!("{here} of {} ({}%)", about(total), percent.min(100))
+        }
+        None => here,
+    }
+}
+
+/// Of a digest as much as tells it from others, as other tools show it.
+fn short(part: &str) -> String {
+    let name = part.strip_prefix("sha256:").unwrap_or(part);
+    escape(name).chars().take(12).collect()
+}
+
+/// Puts lines above the moving lines.
 #[derive(Clone)]
-pub(crate) struct Lines(Option<ProgressBar>);
+pub(crate) struct Lines(Option<MultiProgress>);
 
 impl Lines {
     /// A line that stays, where somebody watches.
     pub(crate) fn line(&self, text: &str) {
-        if let Some(bar) = &self.0 {
-            bar.suspend(|| note(&escape(text)));
+        if let Some(all) = &self.0 {
+            all.suspend(|| note(&escape(text)));
         }
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
+        self.clear();
     }
 }

@@ -40,6 +40,7 @@ struct Flight<T> {
 enum News {
     Stage(String, String),
     Bytes(u64, Option<u64>),
+    Part(String, u64, u64),
     Log(String),
 }
 
@@ -48,6 +49,7 @@ impl News {
         match self {
             Self::Stage(stage, detail) => progress.stage(stage, detail),
             Self::Bytes(done, total) => progress.bytes(*done, *total),
+            Self::Part(part, done, total) => progress.part(part, *done, *total),
             Self::Log(line) => progress.log(line),
         }
     }
@@ -58,25 +60,42 @@ struct Teller {
     news: broadcast::Sender<News>,
     /// For who joins later.
     stage: Mutex<Option<News>>,
-    told: Mutex<Option<Instant>>,
+    /// When the bytes of all, and of each part, were told last.
+    told: Mutex<HashMap<Option<String>, Instant>>,
+}
+
+impl Teller {
+    /// Whether it is time to tell of a part, or of all.
+    fn is_due(&self, part: Option<&str>) -> bool {
+        let mut told = lock(&self.told);
+        let now = Instant::now();
+        match told.get_mut(&part.map(str::to_owned)) {
+            Some(then) if now - *then < TELL_EVERY => return false,
+            Some(then) => *then = now,
+            None => drop(told.insert(part.map(str::to_owned), now)),
+        }
+        true
+    }
 }
 
 impl Report for Teller {
     fn stage(&self, stage: &str, detail: &str) {
         let news = News::Stage(stage.to_owned(), detail.to_owned());
         *lock(&self.stage) = Some(news.clone());
-        *lock(&self.told) = None;
+        lock(&self.told).clear();
         let _ = self.news.send(news);
     }
 
     fn bytes(&self, done: u64, total: Option<u64>) {
-        let mut told = lock(&self.told);
-        let now = Instant::now();
-        if Some(done) != total && told.is_some_and(|then| now - then < TELL_EVERY) {
-            return;
+        if self.is_due(None) || Some(done) == total {
+            let _ = self.news.send(News::Bytes(done, total));
         }
-        *told = Some(now);
-        let _ = self.news.send(News::Bytes(done, total));
+    }
+
+    fn part(&self, part: &str, done: u64, total: u64) {
+        if self.is_due(Some(part)) || done == total {
+            let _ = self.news.send(News::Part(part.to_owned(), done, total));
+        }
     }
 
     fn log(&self, line: &str) {
@@ -308,6 +327,9 @@ mod tests {
             lock(&self.heard).push(stage.to_owned());
         }
         fn bytes(&self, _: u64, _: Option<u64>) {}
+        fn part(&self, part: &str, done: u64, total: u64) {
+            lock(&self.heard).push(format!("{part}: {done}/{total}"));
+        }
         fn log(&self, line: &str) {
             lock(&self.heard).push(line.to_owned());
         }

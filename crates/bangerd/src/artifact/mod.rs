@@ -279,6 +279,10 @@ impl Progress for Under<'_> {
         self.progress.bytes(done, total);
     }
 
+    fn part(&self, part: &str, done: u64, total: u64) {
+        self.progress.part(part, done, total);
+    }
+
     fn log(&self, line: &str) {
         self.progress.log(line);
     }
@@ -301,6 +305,10 @@ impl Progress for Within {
 
     fn bytes(&self, done: u64, total: Option<u64>) {
         self.report.bytes(done, total);
+    }
+
+    fn part(&self, part: &str, done: u64, total: u64) {
+        self.report.part(part, done, total);
     }
 
     fn log(&self, line: &str) {
@@ -328,6 +336,7 @@ impl Unseen {
 impl Progress for Unseen {
     fn stage(&self, _: &str, _: &str) {}
     fn bytes(&self, _: u64, _: Option<u64>) {}
+    fn part(&self, _: &str, _: u64, _: u64) {}
     fn log(&self, _: &str) {}
     fn cancel(&self) -> Cancel {
         self.0.clone()

@@ -102,6 +102,7 @@ fn event(numbered: Numbered) -> Event {
     match numbered.event {
         OpEvent::Stage(stage) => Event::new(id, "stage", &stage),
         OpEvent::Progress(progress) => Event::new(id, "progress", &progress),
+        OpEvent::Part(part) => Event::new(id, "part", &part),
         OpEvent::Log(log) | OpEvent::Note(log) => Event::new(id, "log", &log),
         OpEvent::Done(operation) => Event::new(
             id,

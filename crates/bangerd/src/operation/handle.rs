@@ -176,6 +176,10 @@ impl Progress for OpHandle {
         self.live.bytes(done, total);
     }
 
+    fn part(&self, part: &str, done: u64, total: u64) {
+        self.live.part(part, done, total);
+    }
+
     fn log(&self, line: &str) {
         self.live.log(line);
     }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use banger_api::operation::{LogEvent, Operation, ProgressEvent, StageEvent, Timing};
+use banger_api::operation::{LogEvent, Operation, PartEvent, ProgressEvent, StageEvent, Timing};
 use banger_images::Cancel;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,8 @@ pub(crate) enum OpEvent {
     Stage(StageEvent),
     /// Bytes of the present stage.
     Progress(ProgressEvent),
+    /// Bytes of a part of the present stage.
+    Part(PartEvent),
     /// A line of its log.
     Log(LogEvent),
     /// A line for whoever watches it, once in the daemon's life.
@@ -174,17 +176,23 @@ impl Live {
             }
             state.operation.bytes_done = Some(done);
             state.operation.bytes_total = total;
-            // Only the newest count means something to those who come later.
-            if matches!(
-                state.events.last(),
-                Some(Numbered {
-                    event: OpEvent::Progress(_),
-                    ..
-                })
-            ) {
-                state.events.pop();
+            state.count(OpEvent::Progress(ProgressEvent {
+                bytes_done: done,
+                bytes_total: total,
+            }));
+            state.next
+        };
+        self.news.send_replace(next);
+    }
+
+    pub(super) fn part(&self, part: &str, done: u64, total: u64) {
+        let next = {
+            let mut state = self.lock();
+            if state.operation.done {
+                return;
             }
-            state.push(OpEvent::Progress(ProgressEvent {
+            state.count(OpEvent::Part(PartEvent {
+                part: part.to_owned(),
                 bytes_done: done,
                 bytes_total: total,
             }));
@@ -263,6 +271,26 @@ impl State {
             event,
         });
         self.next += 1;
+    }
+
+    /// Pushes a count of bytes. Only the newest of each thing means something to those who come
+    /// later.
+    fn count(&mut self, event: OpEvent) {
+        let counts = |event: &OpEvent| matches!(event, OpEvent::Progress(_) | OpEvent::Part(_));
+        let same = |other: &OpEvent| match (&event, other) {
+            (OpEvent::Progress(_), OpEvent::Progress(_)) => true,
+            (OpEvent::Part(new), OpEvent::Part(old)) => new.part == old.part,
+            _ => false,
+        };
+        let older = self
+            .events
+            .iter()
+            .rposition(|numbered| same(&numbered.event) || !counts(&numbered.event))
+            .filter(|at| same(&self.events[*at].event));
+        if let Some(older) = older {
+            self.events.remove(older);
+        }
+        self.push(event);
     }
 
     fn end_stage(&mut self) {
@@ -359,5 +387,40 @@ impl Follow {
     /// As it is now.
     pub(crate) fn operation(&self) -> Operation {
         self.live.operation()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_late_gets_the_newest_count_of_each_thing() {
+        let live = Live::new(Operation::default()).unwrap();
+        live.stage("download", "");
+        live.part("one", 1, 9);
+        live.bytes(1, Some(12));
+        live.part("two", 2, 3);
+        live.bytes(3, Some(12));
+        live.part("one", 5, 9);
+        live.bytes(7, Some(12));
+        live.log("a line");
+        live.part("one", 9, 9);
+        let state = live.lock();
+        let told: Vec<_> = state
+            .events
+            .iter()
+            .map(|numbered| match &numbered.event {
+                OpEvent::Part(part) => format!("{} {}", part.part, part.bytes_done),
+                OpEvent::Progress(all) => format!("all {}", all.bytes_done),
+                OpEvent::Log(log) => log.line.clone(),
+                OpEvent::Stage(stage) => stage.stage.clone(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        // A line of log stands between counts, so those before it stay.
+        let expected = ["download", "two 2", "one 5", "all 7", "a line", "one 9"];
+        assert_eq!(told, expected);
+        assert!(state.events.is_sorted_by_key(|numbered| numbered.id));
     }
 }

@@ -114,6 +114,7 @@ struct Deaf(banger_images::Cancel);
 impl Progress for Deaf {
     fn stage(&self, _: &str, _: &str) {}
     fn bytes(&self, _: u64, _: Option<u64>) {}
+    fn part(&self, _: &str, _: u64, _: u64) {}
     fn log(&self, _: &str) {}
     fn cancel(&self) -> banger_images::Cancel {
         self.0.clone()

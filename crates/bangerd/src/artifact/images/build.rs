@@ -323,6 +323,10 @@ impl Report for Logged {
         self.inner.bytes(done, total);
     }
 
+    fn part(&self, part: &str, done: u64, total: u64) {
+        self.inner.part(part, done, total);
+    }
+
     fn log(&self, line: &str) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.line(line);

@@ -9,7 +9,7 @@ use banger_images::oci::{Config, Order};
 use banger_images::{Cancel, Report, ext4, worker};
 use banger_model::{ImageName, Size};
 use banger_registry::{
-    Cache, Client, Limits, Local, Platform, Pulled, Reference, Source, Weight, local,
+    Cache, Client, Limits, Local, Platform, Pulled, Reference, Source, Step, Weight, local,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -204,7 +204,7 @@ impl Shelf {
         let pulled = async {
             let client = Client::new(config)?;
             let cache = Cache::open(&self.0.cache)?;
-            let progress = |done, total| report.bytes(done, Some(total));
+            let progress = |step: Step| tell(step, report);
             // Whoever cancels drops this future, which is as good.
             let token = CancellationToken::new();
             let admit =
@@ -231,7 +231,7 @@ impl Shelf {
             let read = || {
                 let cache = Cache::open(&dir)?;
                 let (platform, limits) = (Platform::host(), Limits::default());
-                let progress = |done, total| report.bytes(done, Some(total));
+                let progress = |step: Step| tell(step, &*report);
                 local::pull(&local, &cache, &platform, &limits, &progress, &token)
             };
             read().map_err(|error| failures::of_registry(&error))
@@ -246,6 +246,13 @@ impl Shelf {
             read = &mut work => read,
         }
     }
+}
+
+fn tell(step: Step, report: &dyn Report) {
+    if let Some((digest, blob)) = step.blob {
+        report.part(&digest.to_string(), blob.done, blob.total);
+    }
+    report.bytes(step.image.done, Some(step.image.total));
 }
 
 /// Writes what was pulled into a directory.

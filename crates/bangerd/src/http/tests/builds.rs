@@ -31,6 +31,7 @@ impl Report for Kept {
     }
 
     fn bytes(&self, _: u64, _: Option<u64>) {}
+    fn part(&self, _: &str, _: u64, _: u64) {}
 
     fn log(&self, line: &str) {
         self.0.lock().unwrap().push(format!("| {line}"));

@@ -9,7 +9,7 @@ use banger_api::error::{Code, ErrorBody};
 use banger_api::image::ImageCatalogResult;
 use banger_api::kernel::KernelCatalogResult;
 use banger_api::operation::{
-    DiskFullEvent, HealthEvent, LogEvent, ProgressEvent, StageEvent, VmEvent,
+    DiskFullEvent, HealthEvent, LogEvent, PartEvent, ProgressEvent, StageEvent, VmEvent,
 };
 use banger_api::vm::ExecParams;
 use serde_json::{Value, json};
@@ -167,6 +167,7 @@ fn document(served: &[Served]) -> Value {
     );
     all.schema::<StageEvent>();
     all.schema::<ProgressEvent>();
+    all.schema::<PartEvent>();
     all.schema::<LogEvent>();
     all.schema::<VmEvent>();
     all.schema::<HealthEvent>();

@@ -513,7 +513,7 @@ async fn an_operation_tells_its_stages_to_whoever_comes_whenever() {
             match numbered.event {
                 OpEvent::Stage(stage) => stages.push(stage.stage),
                 OpEvent::Done(done) => assert!(done.success),
-                OpEvent::Progress(_) | OpEvent::Log(_) | OpEvent::Note(_) => {}
+                OpEvent::Progress(_) | OpEvent::Part(_) | OpEvent::Log(_) | OpEvent::Note(_) => {}
             }
         }
         told.push(stages);
