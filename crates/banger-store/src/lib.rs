@@ -23,6 +23,7 @@ mod look;
 mod migrations;
 mod open;
 pub mod operations;
+mod room;
 mod threads;
 pub mod vms;
 

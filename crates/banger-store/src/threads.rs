@@ -9,7 +9,7 @@ use rusqlite::{Connection, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{OpenError, StoreError};
-use crate::open;
+use crate::{open, room};
 
 /// Jobs that may wait: many more than there are VMs with something to write.
 const QUEUE: usize = 1024;
@@ -55,6 +55,7 @@ impl Store {
         std::thread::Builder::new()
             .name("store-write".into())
             .spawn(move || {
+                room::take(&mut writer);
                 while let Some(job) = jobs.blocking_recv() {
                     job(&mut writer);
                 }

@@ -192,10 +192,16 @@ fn refused(name: &str, content: &[u8]) -> OpenError {
 fn sound() -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
-    drop(Store::open(&path).unwrap());
+    let store = Store::open(&path).unwrap();
+    let done = tokio::runtime::Runtime::new().unwrap();
+    // Its threads have begun to work when this is over.
+    done.block_on(store.checkpoint());
+    drop(store);
     let db = rusqlite::Connection::open(&path).unwrap();
-    for n in 0..500 {
-        let text = "x".repeat(200);
+    db.busy_timeout(std::time::Duration::from_secs(60)).unwrap();
+    // More than the room that is kept: no page is free.
+    for n in 0..100 {
+        let text = "x".repeat(20_000);
         db.execute("INSERT INTO meta VALUES (?, ?)", (n.to_string(), text))
             .unwrap();
     }
