@@ -18,6 +18,7 @@ pub mod fixture;
 pub mod house;
 pub mod registry;
 pub mod run;
+pub mod small;
 pub mod terminal;
 pub mod toy;
 pub mod user;

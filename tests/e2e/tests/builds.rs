@@ -5,7 +5,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use e2e::{Call, Census, Done, House, Kernel, Root, disk, fixture, skip, wait};
+use e2e::{Call, Census, Done, House, Kernel, Root, Terminal, disk, fixture, skip, wait};
 
 const LONG: Duration = Duration::from_secs(900);
 const SOON: Duration = Duration::from_secs(120);
@@ -389,6 +389,29 @@ fn ctrl_c_ends_a_build_and_leaves_nothing() {
     wait::until_true("an engine runs", SOON, || !house.engines().is_empty());
     live.ctrl_c();
     let _ = live.wait().expect(130);
+    assert_nothing_came(&house, &before);
+}
+
+#[test]
+fn a_terminal_shows_what_a_build_prints_while_it_runs() {
+    let house = House::with(Root::Bare, Kernel::New);
+    let _ = house.banger("image list").ok();
+    let before = house.census();
+    let path = script(&house, "echo one of its lines; sleep 1000");
+    let terminal = Terminal::open(&house, 100, 30);
+    terminal.line(&format!(
+        "banger image build dev --from bare --script {path}"
+    ));
+    terminal.wait_for("\none of its lines\n", SOON);
+    terminal.press("C-c");
+    // The prompt of the call, and that after it.
+    let ended = wait::eventually(SOON, || {
+        let shown = terminal.screen();
+        (shown.matches("host$").count() == 2).then_some(shown)
+    });
+    let shown = ended.unwrap_or_else(|| panic!("{}", terminal.screen()));
+    assert!(shown.contains("\none of its lines\n"), "{shown}");
+    drop(terminal);
     assert_nothing_came(&house, &before);
 }
 

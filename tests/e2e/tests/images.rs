@@ -1,6 +1,8 @@
 //! Images and kernels: built, pulled, imported, registered, and booted
 //! without any way to the outside.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use e2e::{Call, House, Kernel, Root, census, disk, fixture, wait};
@@ -154,6 +156,7 @@ fn a_build_that_is_interrupted_leaves_nothing_and_can_be_repeated() {
         let _ = build.wait().expect(130);
         let _ = house.banger("image show cut").expect(3);
         house.assert_as_before(&before, Duration::from_secs(10));
+        assert_eq!(logs(&house), Vec::<PathBuf>::new());
     }
     // Killing the daemon is no different.
     let build = house
@@ -171,8 +174,21 @@ fn a_build_that_is_interrupted_leaves_nothing_and_can_be_repeated() {
     let _ = house.banger("list").ok();
     house.assert_as_before(&before, Duration::from_secs(15));
     let failed = house.banger("image build wrong --suite nosuchsuite");
-    assert!(failed.code == 70 || failed.code == 3, "{failed}");
+    let failed = failed.expect(70).says("cannot build \"wrong\": ");
+    let log = house.state().join("images/wrong.build.log");
+    let whole = format!("the whole log is {}", log.display());
+    let _ = failed.says(&whole);
+    assert!(fs::metadata(&log).expect("the log").len() > 0);
     let _ = house.banger("image show wrong").expect(3);
+}
+
+/// Logs of builds that are kept.
+fn logs(house: &House) -> Vec<PathBuf> {
+    let images = fs::read_dir(house.state().join("images")).expect("the daemon's");
+    let paths = images.map(|entry| entry.expect("the daemon's").path());
+    paths
+        .filter(|path| path.extension().is_some_and(|end| end == "log"))
+        .collect()
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub(crate) struct Progress {
     /// The same with what is known of it.
     stage: String,
     since: Instant,
+    /// Lines of log stay, where somebody watches.
+    keeps_log: bool,
 }
 
 impl Progress {
@@ -44,6 +46,13 @@ impl Progress {
         }
     }
 
+    /// The same for work whose log is worth reading while it goes on.
+    pub(crate) fn with_log() -> Self {
+        let mut this = Self::new();
+        this.keeps_log = true;
+        this
+    }
+
     /// No drawing at all; warnings are said.
     pub(crate) fn hidden() -> Self {
         Self {
@@ -51,6 +60,7 @@ impl Progress {
             name: String::new(),
             stage: String::new(),
             since: Instant::now(),
+            keeps_log: false,
         }
     }
 
@@ -67,6 +77,7 @@ impl Progress {
             name: String::new(),
             stage: String::new(),
             since: Instant::now(),
+            keeps_log: false,
         }
     }
 
@@ -123,11 +134,11 @@ impl Progress {
     }
 
     /// A line of log: warnings stay, notes stay where somebody watches, the
-    /// rest passes by.
+    /// rest passes by where it is not kept.
     pub(crate) fn log(&self, text: &str) {
         if let Some(warning) = text.strip_prefix("warning: ") {
             self.above(|| warn(warning));
-        } else if self.shown() && text.starts_with("note: ") {
+        } else if self.shown() && (self.keeps_log || text.starts_with("note: ")) {
             self.line(text);
         } else if let Some(drawn) = &self.drawn {
             let text = format!("{}  {}", self.stage, escape(text));

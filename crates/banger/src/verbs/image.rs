@@ -401,7 +401,7 @@ impl Pull {
         guarded(async |cancel| {
             let client = place.reach().await?;
             let begun = client.call::<ImagePull>(&[], &params).await?.operation;
-            named(place, &client, &begun.id, cancel).await
+            named(place, &client, &begun.id, Progress::new(), cancel).await
         })
         .await
     }
@@ -431,9 +431,9 @@ async fn named(
     place: &Place,
     client: &Client,
     operation: &str,
+    mut progress: Progress,
     cancel: Cancel,
 ) -> Result<u8, Failure> {
-    let mut progress = Progress::new();
     let done = follow::success(place, client, operation, &mut progress, cancel).await?;
     let name = done
         .image
@@ -470,7 +470,7 @@ impl Promote {
             let client = place.reach().await?;
             let path = [self.image.as_str()];
             let begun = client.call::<ImagePromote>(&path, &Empty {}).await?;
-            named(place, &client, &begun.operation.id, cancel).await
+            named(place, &client, &begun.operation.id, Progress::new(), cancel).await
         })
         .await
     }
@@ -500,7 +500,7 @@ impl Build {
         guarded(async |cancel| {
             let client = place.reach().await?;
             let begun = client.call::<ImageBuild>(&[], &params).await?.operation;
-            named(place, &client, &begun.id, cancel).await
+            named(place, &client, &begun.id, Progress::with_log(), cancel).await
         })
         .await
     }

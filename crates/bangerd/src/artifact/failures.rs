@@ -137,10 +137,11 @@ pub(super) fn of_suite(error: &SuiteError) -> Failure {
         }
         SuiteError::BadName { .. } => describe(Code::BadName, error),
         SuiteError::NoSpace => describe(Code::NoSpace, error),
-        SuiteError::Failed { .. }
-        | SuiteError::Io { .. }
-        | SuiteError::Read(_)
-        | SuiteError::Write(_) => describe(Code::BuildFailed, error),
+        // The end of its log is told with every build that fails.
+        SuiteError::Failed { .. } => Failure::new(Code::BuildFailed, "mmdebstrap failed"),
+        SuiteError::Io { .. } | SuiteError::Read(_) | SuiteError::Write(_) => {
+            describe(Code::BuildFailed, error)
+        }
         SuiteError::Cancelled(_) => was_cancelled(),
     }
 }

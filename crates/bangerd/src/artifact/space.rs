@@ -26,6 +26,13 @@ pub(crate) fn free_bytes(place: &Path) -> std::io::Result<u64> {
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
+/// Whether 1 GiB is still free beside an open file that grows: the host's other guests write too.
+pub(crate) fn enough_beside(file: &impl std::os::fd::AsFd) -> bool {
+    let free = |found: rustix::fs::StatVfs| found.f_bavail.saturating_mul(found.f_frsize);
+    // A file system that cannot be asked will say so when it is written.
+    rustix::fs::fstatvfs(file).map_or(true, |found| free(found) >= LEAST)
+}
+
 /// Says why an image that is pulled would not fit: its layers in the cache, and unpacked beside
 /// the other images. Twice the layers is less than most unpack to, so that what would fit is not
 /// refused; what then does not fit is told when it is written.

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::artifact::{cancelled, was_cancelled};
+use crate::artifact::{cancelled, space, was_cancelled};
 use crate::failure::Failure;
 use crate::ports::{BuildJob, BuildWork, Builder};
 use crate::vm::{Exec, Lent, Vms, printable};
@@ -49,6 +49,8 @@ const KILLED: i32 = 128 + 9;
 const RESET: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(20)];
 /// Largest archive that is taken, bytes: all a disk may hold, and the headers.
 const ARCHIVE: u64 = 132 << 30;
+/// Bytes of it after which the host is asked how much room is left.
+const LOOK: usize = 16 << 20;
 /// Pieces of the archive that wait for the disk.
 const PIECES: usize = 4;
 /// Bytes of a script in one frame.
@@ -81,9 +83,11 @@ impl Builder for BuildVms {
             lent: &lent,
             report,
         };
+        // A guest that goes on after a write that failed may end well, with half of its files.
         let done = tokio::select! {
             biased;
             () = cancelled(cancel) => Err(was_cancelled()),
+            disk = lent.full() => Err(no_room(&disk)),
             done = work.all(job, into) => done,
         };
         lent.give_back().await;
@@ -139,6 +143,11 @@ fn vm_name(image: &str) -> String {
     let mut name = format!("{PREFIX}{image}").replace(['.', '_'], "-");
     name.truncate(VM_NAME);
     name.trim_end_matches('-').to_owned()
+}
+
+fn no_room(disk: &str) -> Failure {
+    let why = format!("the host has no room for what the build VM writes to its {disk} disk");
+    Failure::new(Code::NoSpace, why)
 }
 
 /// What is done in a VM that runs.
@@ -306,23 +315,37 @@ impl Work<'_> {
         drop(to_disk);
         let written = writer
             .await
-            .unwrap_or_else(|error| Err(io::Error::other(error)));
-        written.map_err(|error| {
-            let what = "cannot keep the guest's root";
-            match error.kind() {
-                io::ErrorKind::StorageFull => Failure::new(Code::NoSpace, what).caused_by(&error),
-                _ => Failure::internal(what, &error),
-            }
-        })?;
+            .unwrap_or_else(|error| Err(unkept(&io::Error::other(error))));
+        written?;
         end.map_err(|why| Failure::new(Code::BuildFailed, format!("cannot copy the root: {why}")))
     }
 }
 
-fn write_all(mut into: File, mut pieces: mpsc::Receiver<Bytes>) -> io::Result<()> {
+/// Writes what comes, as long as the host keeps room for its other guests.
+fn write_all(mut into: File, mut pieces: mpsc::Receiver<Bytes>) -> Result<(), Failure> {
+    let mut unasked = LOOK;
     while let Some(piece) = pieces.blocking_recv() {
-        into.write_all(&piece)?;
+        unasked += piece.len();
+        if unasked >= LOOK {
+            unasked = 0;
+            if !space::enough_beside(&into) {
+                let why = "no room for the guest's root: less than 1G is left on the host";
+                return Err(Failure::new(Code::NoSpace, why));
+            }
+        }
+        into.write_all(&piece).map_err(|error| unkept(&error))?;
     }
     Ok(())
+}
+
+fn unkept(error: &io::Error) -> Failure {
+    let what = "cannot keep the guest's root";
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Failure::new(Code::NoSpace, what).caused_by(error)
+        }
+        _ => Failure::internal(what, error),
+    }
 }
 
 /// How a command ended.

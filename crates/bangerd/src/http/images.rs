@@ -66,6 +66,10 @@ async fn pull(app: Arc<App>, call: Call<ImagePullParams>) -> Result<OperationRes
         .operations
         .begin("image.pull", subject, &call.op)
         .await?;
+    if wanted.is_built() {
+        let log = app.shelf.build_log(wanted.name()).display().to_string();
+        handle.edit(|operation| operation.build_log_path = Some(log));
+    }
     let (shelf, work) = (app.shelf.clone(), handle.clone());
     app.work(handle.clone(), async move {
         let image = shelf.obtain_image(wanted, &work).await?;

@@ -100,6 +100,8 @@ pub(crate) struct Live {
     /// Accelerated by the processor: agents answer faster.
     pub(crate) kvm: bool,
     pub(crate) healthy: bool,
+    /// The disk, by its serial, for a write to which the host had no room in this run.
+    pub(crate) full: Option<String>,
     /// The row is gone.
     pub(crate) gone: bool,
 }
@@ -188,6 +190,7 @@ impl House {
             running: None,
             kvm: false,
             healthy: false,
+            full: None,
             gone: false,
         };
         let presence = Arc::new(Presence {

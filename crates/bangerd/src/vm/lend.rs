@@ -107,6 +107,17 @@ impl Lent {
         matches!(timeout(limit, up).await, Ok(Ok(now)) if now.healthy)
     }
 
+    /// Returns when the host had no room for what the guest wrote, with the disk's serial: from
+    /// then on nothing that the guest has on its disks can be trusted.
+    pub(crate) async fn full(&self) -> String {
+        let mut live = self.presence.live.subscribe();
+        let found = live.wait_for(|now| now.full.is_some()).await;
+        match found.ok().and_then(|now| now.full.clone()) {
+            Some(disk) => disk,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Whether the processor runs the guest, or a program does.
     pub(crate) fn kvm(&self) -> bool {
         self.presence.live.borrow().kvm

@@ -675,6 +675,7 @@ impl Supervisor {
         self.presence.live.send_modify(|live| {
             live.running = Some(run.running.clone());
             live.kvm = run.kvm();
+            live.full = None;
         });
         if let Some(way) = self.house.way(&self.vm.id) {
             let keeper = Keeper {

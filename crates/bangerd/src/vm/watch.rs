@@ -96,6 +96,10 @@ impl Supervisor {
                 let (id, name) = (self.vm.id.to_string(), self.vm.name.clone());
                 let disk = works::printable(&disk);
                 tracing::warn!(vm = %name, disk, "the host has no room for what the guest writes");
+                let full = disk.clone();
+                self.presence
+                    .live
+                    .send_modify(|live| live.full = Some(full));
                 let at = now();
                 self.house
                     .events

@@ -214,16 +214,18 @@ impl Shelf {
         }
         let log = self.build_log(wanted.name.as_str());
         let parent = self.0.images_dir.clone();
-        let record = blocking(move || {
-            let logged = Logged::new(report, &log);
-            let record = make(&wanted.name, &parent, &logged, |dir| {
-                fill(&wanted, dir, &cancel, &logged)
-            })?;
-            let _ = fs::remove_file(&log);
-            Ok(record)
-        })
-        .await?;
-        self.add_published(record).await
+        let logged = Arc::new(Logged::new(report, &log));
+        let (name, kept) = (wanted.name.clone(), logged.clone());
+        let made = blocking(move || {
+            make(&wanted.name, &parent, &*logged, |dir| {
+                fill(&wanted, dir, &cancel, &*logged)
+            })
+        });
+        let made = match made.await {
+            Ok(record) => self.add_published(record).await,
+            Err(failure) => Err(failure),
+        };
+        kept.end(name.as_str(), made)
     }
 }
 
@@ -262,11 +264,14 @@ fn fill(
 /// A report that also keeps the log in a file, and its end at hand.
 pub(super) struct Logged {
     inner: Arc<dyn Report>,
+    path: PathBuf,
     kept: Mutex<Kept>,
 }
 
 struct Kept {
     file: Option<File>,
+    /// Whether there is a file at all.
+    begun: bool,
     /// Bytes that the file may still take.
     left: u64,
     tail: VecDeque<String>,
@@ -274,22 +279,47 @@ struct Kept {
 
 impl Logged {
     pub(super) fn new(inner: Arc<dyn Report>, path: &Path) -> Self {
+        // A build without a log is better than none.
+        let file = File::create(path).ok();
         let kept = Kept {
-            // A build without a log is better than none.
-            file: File::create(path).ok(),
+            begun: file.is_some(),
+            file,
             left: LOG,
             tail: VecDeque::new(),
         };
         Self {
             inner,
+            path: path.to_owned(),
             kept: Mutex::new(kept),
         }
     }
 
-    /// The last lines.
-    pub(super) fn tail(&self) -> Vec<String> {
+    /// The build has ended. Its log stays only where it failed; then the failure says which image
+    /// was built, the log's end, and where the whole of it is.
+    pub(super) fn end<T>(&self, image: &str, made: Result<T, Failure>) -> Result<T, Failure> {
+        let mut failure = match made {
+            Err(failure) if failure.code != Code::Cancelled => failure,
+            made => {
+                let _ = fs::remove_file(&self.path);
+                return made;
+            }
+        };
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.tail.iter().cloned().collect()
+        failure.message = format!("cannot build {image:?}: {}", failure.message);
+        if failure.code == Code::BuildFailed {
+            for line in &kept.tail {
+                failure.message.push('\n');
+                failure.message.push_str(line);
+            }
+        }
+        if kept.begun {
+            let whole = format!("the whole log is {}", self.path.display());
+            failure.hint = Some(match failure.hint {
+                Some(hint) => format!("{hint}; {whole}"),
+                None => whole,
+            });
+        }
+        Err(failure)
     }
 }
 
@@ -353,8 +383,25 @@ mod tests {
         for count in 0..TAIL {
             logged.log(&count.to_string());
         }
-        let tail = logged.tail();
-        assert_eq!((tail.len(), tail[0].as_str()), (TAIL, "0"));
+        let made = || Err::<(), _>(Failure::new(Code::BuildFailed, "no"));
+        let failure = logged.end("dev", made()).unwrap_err();
+        let mut lines = failure.message.lines();
+        assert_eq!(lines.next(), Some("cannot build \"dev\": no"));
+        let tail: Vec<_> = lines.collect();
+        assert_eq!((tail.len(), tail[0]), (TAIL, "0"));
+        assert!(failure.hint.unwrap().contains("the whole log is "));
+
+        // A log that could not be begun is not named.
+        let nowhere = dir.path().join("nothing/log");
+        let logged = Logged::new(Arc::new(banger_images::Quiet), &nowhere);
+        assert_eq!(logged.end("dev", made()).unwrap_err().hint, None);
+        // And none is left of what was given up.
+        let logged = Logged::new(Arc::new(banger_images::Quiet), &path);
+        let _ = logged.end(
+            "dev",
+            Err::<(), _>(Failure::new(Code::Cancelled, "cancelled")),
+        );
+        assert!(!path.exists());
     }
 
     #[test]

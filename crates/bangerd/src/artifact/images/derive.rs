@@ -137,15 +137,7 @@ impl Shelf {
         let log = self.build_log(wanted.name());
         let logged = Arc::new(Logged::new(report, &log));
         let made = self.built(&wanted, &*builder, cancel, logged.clone()).await;
-        match made {
-            Err(failure) if failure.code != Code::Cancelled => {
-                Err(told(failure, &wanted, &logged, &log))
-            }
-            made => {
-                let _ = fs::remove_file(&log);
-                made
-            }
-        }
+        logged.end(wanted.name(), made)
     }
 
     async fn built(
@@ -205,24 +197,6 @@ fn keep_kernel(
             .map_err(|error| Failure::internal("cannot keep the image's own kernel", &error))?;
     }
     Ok(base.own_kernel.clone())
-}
-
-/// A failure as its reader needs it: which image, the log's end, and where the
-/// whole of it is.
-fn told(mut failure: Failure, wanted: &NewDerived, logged: &Logged, log: &Path) -> Failure {
-    failure.message = format!("cannot build {:?}: {}", wanted.name(), failure.message);
-    if failure.code == Code::BuildFailed {
-        for line in logged.tail() {
-            failure.message.push('\n');
-            failure.message.push_str(&line);
-        }
-    }
-    let whole = format!("the whole log is {}", log.display());
-    failure.hint = Some(match failure.hint {
-        Some(hint) => format!("{hint}; {whole}"),
-        None => whole,
-    });
-    failure
 }
 
 /// Writes what a machine packed into a directory, as an image that is like the

@@ -56,6 +56,11 @@ impl WantedImage {
             Way::Pull(wanted) => wanted.name(),
         }
     }
+
+    /// Whether it is built, and so has a log.
+    pub(crate) fn is_built(&self) -> bool {
+        matches!(self.way, Way::Suite(_))
+    }
 }
 
 impl Shelf {
