@@ -4,19 +4,31 @@
 use banger_wire::hello::{Answer, Expect, Found, NONCE_LEN, Scanner, VERSION};
 use libfuzzer_sys::fuzz_target;
 
-fn scan<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<u8>, Vec<[u8; NONCE_LEN]>) {
-    let (mut scanner, mut bytes, mut opened) = (Scanner::new(), Vec::new(), Vec::new());
+/// The data of each connection.
+fn scan<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<([u8; NONCE_LEN], Vec<u8>)> {
+    let (mut scanner, mut connections) = (Scanner::new(), Vec::new());
     for found in pieces.flat_map(|piece| scanner.push(piece)) {
         match found {
-            Found::Data(data) => bytes.extend(data),
-            Found::Opened(nonce) => opened.push(nonce),
+            Found::Data(data) => {
+                let (_, bytes): &mut ([u8; NONCE_LEN], Vec<u8>) =
+                    connections.last_mut().expect("no data before the first hello");
+                bytes.extend(data);
+            }
+            Found::Opened(nonce) => connections.push((nonce, Vec::new())),
         }
     }
-    (bytes, opened)
+    connections
 }
 
 fuzz_target!(|data: &[u8]| {
-    assert_eq!(scan(std::iter::once(data)), scan(data.chunks(5)));
+    let (whole, split) = (scan(std::iter::once(data)), scan(data.chunks(5)));
+    assert_eq!(whole.len(), split.len());
+    for ((nonce, bytes), (same, parts)) in whole.iter().zip(&split) {
+        assert_eq!(nonce, same);
+        // The beginning of a token that ends a connection may have been given to it.
+        let more = parts.strip_prefix(&bytes[..]).expect("all of it");
+        assert!(more.len() < 8 && data.starts_with(more));
+    }
     // The daemon finds its answer after anything that does not hold it.
     let answer = Answer { version: VERSION, boot_id: [1; 16], nonce: [0xa5; 16] };
     let mut line = data.to_vec();

@@ -84,16 +84,23 @@ pub enum Found {
     Opened([u8; NONCE_LEN]),
 }
 
+/// Bytes of a token that are taken for one. Fewer at the end of the input are data like all the
+/// rest, and only remembered: what ends with the first byte of its token is one message of 256,
+/// and whoever waits for that message sends no more.
+const CERTAIN: usize = 8;
+
 /// The agent's side of the resync: input in, data and openings out.
 ///
-/// Bytes that could be the beginning of the token are held back until the next
-/// bytes decide, so a token split over reads is found. A random 32-byte token
-/// does not occur in data by chance.
+/// All of a connection's data is given at once, so nothing waits for bytes that nobody sends. A
+/// token split over reads is found all the same; of one that is split within its first
+/// [`CERTAIN`] bytes, those before the split were given to the connection that it ends.
 #[derive(Default)]
 pub struct Scanner {
     token: Option<[u8; TOKEN_LEN]>,
     /// Undecided bytes: a beginning of a token, or of a nonce after it.
     held: Vec<u8>,
+    /// How many of them were given as data.
+    given: usize,
     after_token: bool,
 }
 
@@ -124,6 +131,8 @@ impl Scanner {
     /// Scans bytes that begin where the last scan stopped; answers how many at
     /// their end are undecided.
     fn scan(&mut self, mut rest: &[u8], found: &mut Vec<Found>) -> usize {
+        // Of the bytes at the beginning of `rest`.
+        let mut given = std::mem::take(&mut self.given);
         loop {
             let Some(token) = self.token else {
                 let Some((first, after)) = rest.split_first_chunk::<TOKEN_LEN>() else {
@@ -144,18 +153,22 @@ impl Scanner {
                 continue;
             }
             if let Some(at) = memchr::memmem::find(rest, &token) {
-                if at > 0 {
-                    found.push(Found::Data(rest[..at].to_vec()));
+                if at > given {
+                    found.push(Found::Data(rest[given..at].to_vec()));
                 }
                 self.after_token = true;
+                given = 0;
                 rest = &rest[at + TOKEN_LEN..];
                 continue;
             }
             let keep = undecided(rest, &token);
-            let ready = rest.len() - keep;
-            if ready > 0 {
-                found.push(Found::Data(rest[..ready].to_vec()));
+            let decided = rest.len() - keep;
+            let ready = if keep < CERTAIN { rest.len() } else { decided };
+            if ready > given {
+                found.push(Found::Data(rest[given..ready].to_vec()));
+                given = ready;
             }
+            self.given = given.saturating_sub(decided);
             return keep;
         }
     }
@@ -216,34 +229,59 @@ mod tests {
 
     const TOKEN: Token = Token(*b"0123456789abcdef0123456789ABCDEF");
 
-    fn run(pieces: &[&[u8]]) -> (Vec<u8>, Vec<[u8; NONCE_LEN]>) {
-        let (mut data, mut opened) = (Vec::new(), Vec::new());
+    /// The data of each connection.
+    fn run(pieces: &[&[u8]]) -> Vec<(u8, Vec<u8>)> {
+        let mut connections: Vec<(u8, Vec<u8>)> = Vec::new();
         let mut scanner = Scanner::new();
         for found in pieces.iter().flat_map(|piece| scanner.push(piece)) {
             match found {
-                Found::Data(bytes) => data.extend(bytes),
-                Found::Opened(nonce) => opened.push(nonce),
+                Found::Data(bytes) => connections.last_mut().unwrap().1.extend(bytes),
+                Found::Opened(nonce) => connections.push((nonce[0], Vec::new())),
             }
         }
-        (data, opened)
+        connections
     }
 
     #[test]
     fn a_token_split_at_every_byte_is_found_and_no_data_is_lost() {
         let mut line = opening(&TOKEN, &[7; 16]).to_vec();
-        line.extend(b"first 0123456789abcdef0123 almost");
+        let first = b"first 0123456789abcdef0123 almost";
+        line.extend(first);
         line.extend(opening(&TOKEN, &[9; 16]));
         line.extend(b"second");
+        let check = |pieces: &[&[u8]], what: usize| {
+            let [(7, one), (9, two)] = &run(pieces)[..] else {
+                panic!("split at {what}");
+            };
+            // What the token's beginning was given to is over.
+            let more = one.strip_prefix(first).expect("all of it");
+            assert!(more.len() < CERTAIN && TOKEN.0.starts_with(more));
+            assert_eq!(two, b"second", "split at {what}");
+        };
         for at in 0..line.len() {
-            let (data, opened) = run(&[&line[..at], &line[at..]]);
-            assert_eq!(opened, [[7; 16], [9; 16]], "split at {at}");
-            assert_eq!(
-                data, b"first 0123456789abcdef0123 almostsecond",
-                "split at {at}"
-            );
+            check(&[&line[..at], &line[at..]], at);
+            for other in at..line.len() {
+                check(&[&line[..at], &line[at..other], &line[other..]], other);
+            }
         }
-        let bytes: Vec<&[u8]> = line.chunks(1).collect();
-        assert_eq!(run(&bytes).1.len(), 2);
+        check(&line.chunks(1).collect::<Vec<_>>(), 1);
+    }
+
+    #[test]
+    fn what_ends_like_a_token_begins_does_not_wait_for_more() {
+        let mut scanner = Scanner::new();
+        scanner.push(&opening(&TOKEN, &[7; 16]));
+        for length in 0..CERTAIN {
+            let text = [b"a request ", &TOKEN.0[..length]].concat();
+            assert_eq!(scanner.push(&text), [Found::Data(text.clone())]);
+            // And what follows it is no part of a token.
+            assert_eq!(scanner.push(b"more"), [Found::Data(b"more".to_vec())]);
+        }
+        // All in all it is a token.
+        let (beginning, end) = TOKEN.0.split_at(CERTAIN - 1);
+        let _ = scanner.push(beginning);
+        let found = scanner.push(&[end, &[9; 16]].concat());
+        assert_eq!(found, [Found::Opened([9; 16])]);
     }
 
     #[test]

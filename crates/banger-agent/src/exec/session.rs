@@ -29,8 +29,8 @@ use crate::console::say;
 use crate::edge::{Edge, watched};
 use crate::init::{EXEC_GROUP, exec_outcome, wait_for_child};
 
-/// How long the first frame may take. It comes with its request, but an emulated
-/// guest on a busy host has been seen to need more than 10 s for both.
+/// How long the first frame may take. It comes with its request, so this is
+/// only for a guest that hardly gets to run.
 const FIRST_FRAME: Duration = Duration::from_secs(60);
 /// How long a command has between the asking signal and KILL.
 const KILL_AFTER: Duration = Duration::from_secs(10);
