@@ -22,16 +22,18 @@ table! {
     a_bare_root_on_the_new_kernel_survives_every_end Bare New;
     busybox_on_the_old_kernel_survives_every_end Busybox Old;
     busybox_on_the_new_kernel_survives_every_end Busybox New;
-    openrc_on_the_old_kernel_survives_every_end Openrc Old;
+    openrc_on_the_old_kernel_survives_a_stop_and_a_reboot Openrc Old;
     openrc_on_the_new_kernel_survives_every_end Openrc New;
     systemd_252_on_the_old_kernel_survives_every_end Bookworm Old;
     systemd_252_on_the_new_kernel_survives_every_end Bookworm New;
-    systemd_257_on_the_old_kernel_survives_every_end Trixie Old;
+    systemd_257_on_the_old_kernel_survives_a_stop_and_a_reboot Trixie Old;
     systemd_257_on_the_new_kernel_survives_every_end Trixie New;
 }
 
-/// One VM through all ends; each begins where the one before has left it.
+/// One VM through all ends; each begins where the one before has left it. The slowest roots meet
+/// all of them on one kernel only: how a guest ends is its init's doing more than its kernel's.
 fn every_end(root: Root, kernel: Kernel) {
+    let all = kernel == Kernel::New || !matches!(root, Root::Openrc | Root::Trixie);
     let house = House::with(root, kernel);
     if !house.go_offline() {
         println!("this user may not make a network namespace: booted online");
@@ -57,23 +59,25 @@ fn every_end(root: Root, kernel: Kernel) {
     assert_eq!(house.state_of("box"), "stopped");
     row.disks_are_clean("stop");
 
-    row.starts();
-    row.write("before-kill");
-    let _ = house.sh("box", "sync").ok();
-    let _ = house.banger("kill box").ok();
-    assert_eq!(house.state_of("box"), "stopped");
-    for file in house.disks("box") {
-        disk::assert_recoverable(&file, house.dir());
-    }
-    row.note("kill");
+    if all {
+        row.starts();
+        row.write("before-kill");
+        let _ = house.sh("box", "sync").ok();
+        let _ = house.banger("kill box").ok();
+        assert_eq!(house.state_of("box"), "stopped");
+        for file in house.disks("box") {
+            disk::assert_recoverable(&file, house.dir());
+        }
+        row.note("kill");
 
-    row.starts();
-    row.write("before-poweroff");
-    row.type_inside("poweroff");
-    wait::until_true("a power-off inside is a clean end", BOOT, || {
-        house.state_of("box") == "stopped"
-    });
-    row.disks_are_clean("poweroff");
+        row.starts();
+        row.write("before-poweroff");
+        row.type_inside("poweroff");
+        wait::until_true("a power-off inside is a clean end", BOOT, || {
+            house.state_of("box") == "stopped"
+        });
+        row.disks_are_clean("poweroff");
+    }
 
     row.starts();
     let running = Instant::now();
