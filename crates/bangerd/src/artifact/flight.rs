@@ -137,7 +137,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         Work: FnOnce(Cancel, Arc<dyn Report>) -> Doing,
         Doing: Future<Output = Result<T, Failure>> + Send + 'static,
     {
-        let (seat, mut news) = self.board(key, work)?;
+        let (mut seat, mut news) = self.board(key, work)?;
         if let Some(stage) = &*lock(&seat.flight.teller.stage) {
             stage.tell(progress);
         }
@@ -187,6 +187,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
                 key: key.to_owned(),
                 flight: Arc::clone(flight),
                 flying: Arc::clone(&self.flying),
+                taken: true,
             };
             (seat, flight.teller.news.subscribe())
         };
@@ -260,42 +261,38 @@ struct Seat<T> {
     key: String,
     flight: Arc<Flight<T>>,
     flying: Arc<Mutex<HashMap<String, Arc<Flight<T>>>>>,
+    /// It was not left yet.
+    taken: bool,
 }
 
 impl<T> Seat<T> {
-    /// Ends the work if nobody else waits for it; whether that was so.
-    fn leave(&self) -> bool {
+    /// Ends the work if nobody else waits for it any more; whether that was
+    /// so. Of two that leave at once it is so for one.
+    fn leave(&mut self) -> bool {
         let mut flying = lock(&self.flying);
-        let last = *lock(&self.flight.waiters) == 1;
-        if last {
-            self.flight.cancel.cancel();
-            // Who comes now begins anew.
-            if flying
-                .get(&self.key)
-                .is_some_and(|found| Arc::ptr_eq(found, &self.flight))
-            {
-                flying.remove(&self.key);
-            }
+        if !std::mem::replace(&mut self.taken, false) {
+            return false;
         }
-        last
+        let mut waiters = lock(&self.flight.waiters);
+        *waiters -= 1;
+        if *waiters > 0 {
+            return false;
+        }
+        self.flight.cancel.cancel();
+        // Who comes now begins anew.
+        if flying
+            .get(&self.key)
+            .is_some_and(|found| Arc::ptr_eq(found, &self.flight))
+        {
+            flying.remove(&self.key);
+        }
+        true
     }
 }
 
 impl<T> Drop for Seat<T> {
     fn drop(&mut self) {
-        let mut flying = lock(&self.flying);
-        let mut waiters = lock(&self.flight.waiters);
-        *waiters -= 1;
-        if *waiters == 0 {
-            self.flight.cancel.cancel();
-            // Who comes now begins anew.
-            if flying
-                .get(&self.key)
-                .is_some_and(|found| Arc::ptr_eq(found, &self.flight))
-            {
-                flying.remove(&self.key);
-            }
-        }
+        self.leave();
     }
 }
 
@@ -425,6 +422,23 @@ mod tests {
         let (outcome, ()) = tokio::join!(flights.join("k", &one, work), leave);
         assert_eq!(outcome.unwrap_err().code, Code::Cancelled);
         assert_eq!(unwound.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn of_two_last_waiters_that_leave_at_once_one_sees_the_work_off() {
+        let flights = Flights::<u32>::new(TaskTracker::new());
+        let work = |cancel: Cancel, _: Arc<dyn Report>| async move {
+            cancelled(cancel).await;
+            Err(was_cancelled())
+        };
+        let (mut one, _news) = flights.board("k", work).unwrap();
+        let (mut two, _news) = flights.board("k", work).unwrap();
+        // Neither is out of the door when the other goes.
+        let last = [one.leave(), two.leave()];
+        assert_eq!(last, [false, true]);
+        assert!(one.flight.cancel.is_cancelled());
+        drop((one, two));
+        assert!(lock(&flights.flying).is_empty());
     }
 
     #[tokio::test]
