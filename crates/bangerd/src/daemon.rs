@@ -116,6 +116,7 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
         }
     };
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    crate::descriptors::raise();
     let result = prepare(&arguments).and_then(|(paths, config)| {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(WORKERS)

@@ -12,6 +12,7 @@ mod bundling;
 mod config;
 mod copy;
 mod daemon;
+mod descriptors;
 mod disk;
 mod doctor;
 mod engine;
