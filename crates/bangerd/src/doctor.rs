@@ -303,7 +303,7 @@ fn free_space(paths: &Paths) -> DoctorRow {
     match space::free_bytes(place) {
         Ok(free) => {
             let text = format!("{} MiB free below {}", free >> 20, paths.state.display());
-            match space::enough(place) {
+            match space::enough(place, place) {
                 Ok(()) => pass("space", [&text]),
                 Err(failure) => fail("space", [&text, &failure.message]),
             }

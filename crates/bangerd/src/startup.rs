@@ -18,6 +18,7 @@ use banger_api::error::{Code, Error};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::artifact::space;
 use crate::failure::Failure;
 use crate::http::socket::through_directory;
 
@@ -113,12 +114,12 @@ pub(crate) async fn claim(path: &Path, socket: &Path) -> Result<Claim, Failure> 
         .and_then(|()| file.rewind())
         .and_then(|()| file.write_all(&text))
         .and_then(|()| file.write_all(b"\n"));
-    written.map_err(|error| match error.kind() {
-        io::ErrorKind::StorageFull => Failure::new(
+    written.map_err(|error| match space::is_full(&error) {
+        true => Failure::new(
             Code::NoSpace,
             format!("no space left to write {}", path.display()),
         ),
-        _ => cannot(&error),
+        false => cannot(&error),
     })?;
     Ok(Claim::Ours(Lock { _file: file }))
 }

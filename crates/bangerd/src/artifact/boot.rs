@@ -21,6 +21,7 @@ use banger_images::initramfs::{self, BootSet, Channel};
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 use rustix::process::{Pid, test_kill_process};
 
+use super::space;
 use crate::failure::Failure;
 
 /// File name of the agent.
@@ -71,12 +72,8 @@ impl Boots {
         };
         let agent = find_agent()?;
         let cannot = |error: io::Error| {
-            let code = match error.kind() {
-                io::ErrorKind::StorageFull => Code::NoSpace,
-                _ => Code::Internal,
-            };
             let what = format!("cannot make the initramfs of {}", kernel_dir.display());
-            Failure::new(code, what).caused_by(&error)
+            space::failed(what, &error)
         };
         let hash = self.hash_of(&agent).map_err(cannot)?;
         let key = initramfs::key(&hash, kernel_dir, set).map_err(cannot)?;
@@ -234,10 +231,16 @@ fn hold(path: &Path) -> io::Result<Option<File>> {
     };
     // Where files cannot be locked nothing is pruned either.
     let _ = rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockShared));
-    match fs::metadata(path) {
-        Ok(found) if found.ino() == file.metadata()?.ino() => Ok(Some(file)),
-        Ok(_) => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+    Ok(is_named(&file, path)?.then_some(file))
+}
+
+/// Whether an open file still has this name: another may have got it before
+/// the file was locked.
+fn is_named(file: &File, path: &Path) -> io::Result<bool> {
+    let file = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(found) => Ok((found.dev(), found.ino()) == (file.dev(), file.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
 }
@@ -250,8 +253,13 @@ fn hold_alone(path: &Path) -> Option<File> {
         .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
         .open(path)
         .ok()?;
+    lock_alone(file, path)
+}
+
+/// Locks a file that was opened by this name, if it is alone and still has it.
+fn lock_alone(file: File, path: &Path) -> Option<File> {
     let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
-    locked.is_ok().then_some(file)
+    (locked.is_ok() && is_named(&file, path).ok()?).then_some(file)
 }
 
 /// What keeps a file from being used while it is removed: of one that nobody
@@ -459,6 +467,24 @@ mod tests {
         Boots::new(&place.path().join("none"))
             .prune_but(&wanted)
             .unwrap();
+    }
+
+    #[test]
+    fn a_file_that_lost_its_name_before_it_was_locked_is_not_taken_for_the_new_one() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("x");
+        let open = || File::open(&path).unwrap();
+        fs::write(&path, "old").unwrap();
+        let old = open();
+        // Pruned by another, made anew, and held by who boots from it.
+        fs::remove_file(&path).unwrap();
+        assert!(lock_alone(old.try_clone().unwrap(), &path).is_none());
+        fs::write(&path, "new").unwrap();
+        let held = hold(&path).unwrap().unwrap();
+        assert!(lock_alone(old, &path).is_none());
+        assert!(lock_alone(open(), &path).is_none());
+        drop(held);
+        assert!(lock_alone(open(), &path).is_some());
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Shelf {
     /// Refuses an image that cannot be made, before anything is begun: a full
     /// disk, a taken name.
     async fn can_make(&self, name: &ImageName) -> Result<(), Failure> {
-        space::enough(&self.0.images_dir)?;
+        space::enough(&self.0.images_dir, &self.0.state)?;
         let key = name.to_string();
         let taken = self.0.store.read(move |db| images::by_name(db, &key));
         match taken.await? {
@@ -111,7 +111,7 @@ impl Shelf {
             .await
         {
             Ok(()) => {
-                publish::settle(&place);
+                publish::settle(vec![place]).await;
                 tracing::info!(
                     image = record.image.name,
                     id = record.image.id,
@@ -120,7 +120,7 @@ impl Shelf {
                 Ok(record)
             }
             Err(error) => {
-                let _ = fs::remove_dir_all(&place);
+                publish::discard(vec![place]).await;
                 Err(error.into())
             }
         }
@@ -128,13 +128,13 @@ impl Shelf {
 
     /// Forgets an image and removes the files banger owns.
     pub(crate) async fn delete_image(&self, reference: &str) -> Result<Image, Failure> {
-        let record = self.find_image(reference).await?;
-        let _claim = self.claim(Kind::Image, &record.image.name)?;
+        let found = self.find_image(reference).await?.image;
+        let _claim = self.claim(Kind::Image, &found.name)?;
+        // It may have been promoted, or updated, while nobody had a claim.
+        let record = self.find_image(&found.id).await?;
         let kept = record.kept(&self.0.images_dir);
         let image = record.image;
-        for kept in &kept {
-            unsettle(kept)?;
-        }
+        publish::unsettle(kept.clone()).await?;
         let (id, name) = (image.id.clone(), image.name.clone());
         let default = self.0.default_image.clone();
         let users = self
@@ -149,19 +149,11 @@ impl Shelf {
             })
             .await?;
         if !users.is_empty() {
-            for kept in &kept {
-                publish::settle(kept);
-            }
+            publish::settle(kept).await;
             return Err(users::in_use("image", &image.name, &users));
         }
         if !kept.is_empty() {
-            blocking(move || {
-                for kept in &kept {
-                    remove(kept);
-                }
-                Ok(())
-            })
-            .await?;
+            publish::discard(kept).await;
             self.prune_soon();
         }
         tracing::info!(image = image.name, id = image.id, "image removed");
@@ -180,9 +172,8 @@ impl Shelf {
                 .map_err(|error| cannot_sweep(&parent, &error))
         })
         .await?;
-        for id in unsure {
-            publish::settle(&self.0.images_dir.join(id));
-        }
+        let unsure = unsure.iter().map(|id| self.0.images_dir.join(id));
+        publish::settle(unsure.collect()).await;
         Ok(())
     }
 }
@@ -206,10 +197,7 @@ fn make(
 ) -> Result<ImageRecord, Failure> {
     let cannot = |action: &str| {
         let what = format!("cannot {action} image \"{name}\"");
-        move |error: io::Error| match error.kind() {
-            io::ErrorKind::StorageFull => Failure::new(Code::NoSpace, what).caused_by(&error),
-            _ => Failure::internal(what, &error),
-        }
+        move |error: io::Error| space::failed(what, &error)
     };
     let staging = Staging::new(parent).map_err(cannot("begin"))?;
     let filled = fill(staging.path())?;
@@ -250,20 +238,6 @@ fn make(
     fs::write(staging.path().join("image.json"), text).map_err(cannot("write"))?;
     staging.publish(&place).map_err(cannot("publish"))?;
     Ok(record)
-}
-
-fn unsettle(place: &Path) -> Result<(), Failure> {
-    publish::unsettle(place)
-        .map_err(|error| Failure::internal(format!("cannot write to {}", place.display()), &error))
-}
-
-/// Removes what no row speaks of any more.
-fn remove(place: &Path) {
-    if let Err(error) = fs::remove_dir_all(place)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!(path = %place.display(), %error, "left for the next start");
-    }
 }
 
 pub(super) fn cannot_sweep(parent: &Path, error: &io::Error) -> Failure {

@@ -2,9 +2,9 @@
 //! listed, removed.
 
 mod obtain;
+mod place;
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,20 +12,19 @@ use banger_api::error::Code;
 use banger_api::kernel::{KernelEntry, KernelImportParams};
 use banger_engine::machine::Transport;
 use banger_images::apt::{Apt, AptError, Resolved};
-use banger_images::bzimage::Format;
-use banger_images::kernel::{self, KernelInfo};
+use banger_images::kernel;
 use banger_images::{Cancel, Report};
 use banger_model::KernelName;
 use banger_store::kernels::{self, KernelRow};
 use banger_store::{Connection, StoreError, images};
 
+use self::place::{MANIFEST, Made};
 use super::catalog::Bundle;
 use super::images::cannot_sweep;
 use super::publish::{self, Staging};
 use super::records::{self, KernelRecord, newer};
-use super::{Claim, Kind, Shelf, Unseen, blocking, failures, host_arch, space, users};
+use super::{Kind, Shelf, Unseen, blocking, failures, host_arch, space, users};
 use crate::failure::Failure;
-use crate::operation::now;
 use crate::ports::{BootKernel, OwnKernel, Progress};
 
 /// Begins a reference to a Debian package.
@@ -215,7 +214,7 @@ impl Shelf {
 
     /// Refuses a pull that cannot succeed, before anything is begun.
     pub(crate) async fn can_pull(&self, wanted: &NewKernel) -> Result<(), Failure> {
-        space::enough(&self.0.kernels_dir)?;
+        space::enough(&self.0.kernels_dir, &self.0.state)?;
         match &wanted.name {
             Some(name) => self.name_is_free(name.as_str(), wanted.force).await,
             None => Ok(()),
@@ -235,7 +234,7 @@ impl Shelf {
         &self,
         progress: &dyn Progress,
     ) -> Result<KernelRecord, Failure> {
-        space::enough(&self.0.kernels_dir)?;
+        space::enough(&self.0.kernels_dir, &self.0.state)?;
         self.fetch(
             NewKernel {
                 from: Whence::Package(default_package()),
@@ -320,7 +319,7 @@ impl Shelf {
                 .as_ref()
                 .map(|(name, version)| format!("{DEB}{name}={version}"));
             report.stage("publish", name.as_str());
-            finish(staging, &parent, &name, source, None, &info)
+            Made::of(staging, &parent, &name, source, None, &info)
         })
         .await
     }
@@ -347,7 +346,7 @@ impl Shelf {
                 format!("{} is not absolute", path.display()),
             ));
         }
-        space::enough(&self.0.kernels_dir)?;
+        space::enough(&self.0.kernels_dir, &self.0.state)?;
         self.name_is_free(name.as_str(), false).await?;
         let key = format!("import\n{params:?}");
         let shelf = self.clone();
@@ -371,7 +370,7 @@ impl Shelf {
                     failure
                 })?;
                 let source = Some(format!("import:{}", path.display()));
-                finish(staging, &parent, &name, source, Some(&params), &info)
+                Made::of(staging, &parent, &name, source, Some(&params), &info)
             };
             shelf.add(claim, making).await
         };
@@ -407,28 +406,6 @@ impl Shelf {
         }
     }
 
-    /// Makes a kernel's directory, puts it in place, and writes its row.
-    async fn add(
-        &self,
-        _claim: Claim,
-        making: impl FnOnce() -> Result<KernelRecord, Failure> + Send + 'static,
-    ) -> Result<KernelRecord, Failure> {
-        let record = blocking(making).await?;
-        let row = row(&record);
-        self.0
-            .store
-            .promise(move |tx| kernels::put(tx, &row))
-            .await?;
-        publish::settle(&self.0.kernels_dir.join(&record.entry.name));
-        for warning in &record.warnings {
-            tracing::warn!(kernel = record.entry.name, "{warning}");
-        }
-        tracing::info!(kernel = record.entry.name, "kernel added");
-        // It may have replaced another.
-        self.prune_soon();
-        Ok(record)
-    }
-
     /// Removes a kernel that no VM uses.
     pub(crate) async fn delete_kernel(&self, name: &str) -> Result<(), Failure> {
         let vms = |db: &Connection, name: &str| {
@@ -449,9 +426,7 @@ impl Shelf {
         let name = self.find_kernel(name).await?.entry.name;
         let _claim = self.claim(Kind::Kernel, &name)?;
         let place = self.0.kernels_dir.join(&name);
-        publish::unsettle(&place).map_err(|error| {
-            Failure::internal(format!("cannot write to {}", place.display()), &error)
-        })?;
+        publish::unsettle(vec![place.clone()]).await?;
         let key = name.clone();
         let users = self
             .0
@@ -465,18 +440,10 @@ impl Shelf {
             })
             .await?;
         if !users.is_empty() {
-            publish::settle(&place);
+            publish::settle(vec![place]).await;
             return Err(users::in_use_by("kernel", &name, &users));
         }
-        blocking(move || {
-            if let Err(error) = fs::remove_dir_all(&place)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = %place.display(), %error, "left for the next start");
-            }
-            Ok(())
-        })
-        .await?;
+        publish::discard(vec![place]).await;
         self.prune_soon();
         tracing::info!(kernel = name, "kernel removed");
         Ok(())
@@ -508,14 +475,11 @@ impl Shelf {
                     .promise(move |tx| kernels::put(tx, &row))
                     .await?;
             }
-            publish::settle(&place);
+            publish::settle(vec![place]).await;
         }
         Ok(())
     }
 }
-
-/// What is known of a kernel, in its directory.
-const MANIFEST: &str = "manifest.json";
 
 fn begin(parent: &Path) -> Result<Staging, Failure> {
     Staging::new(parent).map_err(|error| {
@@ -543,57 +507,6 @@ fn fetch_fresh(
         }
         other => Ok(other?.path),
     }
-}
-
-/// Writes the manifest and puts the directory in place, without a row yet.
-fn finish(
-    staging: Staging,
-    parent: &Path,
-    name: &KernelName,
-    source: Option<String>,
-    given: Option<&KernelImportParams>,
-    info: &KernelInfo,
-) -> Result<KernelRecord, Failure> {
-    let place = parent.join(name.as_str());
-    let below = |file: &str| Some(place.join(file).display().to_string());
-    let record = KernelRecord {
-        entry: KernelEntry {
-            name: name.to_string(),
-            distro: given
-                .and_then(|given| given.distro.clone())
-                .or_else(|| info.distro.clone()),
-            arch: given
-                .and_then(|given| given.arch.clone())
-                .or_else(|| Some(info.arch.clone())),
-            kernel_version: Some(info.version.clone()),
-            sha256: Some(info.sha256.clone()),
-            source,
-            imported_at: Some(now()),
-            kernel_path: below("vmlinux"),
-            initrd_path: info.has_initrd.then(|| below("initrd.img")).flatten(),
-            modules_dir: info.has_modules.then(|| below("modules.ext4")).flatten(),
-            format: Some(
-                match info.format {
-                    Format::BzImage => "bzImage",
-                    Format::Vmlinux => "vmlinux",
-                }
-                .to_owned(),
-            ),
-            size_bytes: Some(info.size_bytes),
-        },
-        virtio_pci_builtin: info.virtio_pci_builtin,
-        warnings: info.warnings.clone(),
-    };
-    let text = serde_json::to_vec_pretty(&record).expect("a record is plain JSON");
-    let cannot = |error: io::Error| match error.kind() {
-        io::ErrorKind::StorageFull => {
-            Failure::new(Code::NoSpace, format!("no space for kernel \"{name}\"")).caused_by(&error)
-        }
-        _ => Failure::internal(format!("cannot publish kernel \"{name}\""), &error),
-    };
-    fs::write(staging.path().join(MANIFEST), text).map_err(cannot)?;
-    staging.publish(&place).map_err(cannot)?;
-    Ok(record)
 }
 
 fn read(row: &KernelRow) -> Result<KernelRecord, Failure> {

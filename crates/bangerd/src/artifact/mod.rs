@@ -51,6 +51,7 @@ pub(crate) struct Shelf(Arc<Inner>);
 
 struct Inner {
     store: Store,
+    state: PathBuf,
     images_dir: PathBuf,
     kernels_dir: PathBuf,
     cache: PathBuf,
@@ -92,6 +93,7 @@ impl Shelf {
     pub(crate) fn new(store: Store, paths: &Paths, config: &Config, tasks: TaskTracker) -> Self {
         Self(Arc::new(Inner {
             store,
+            state: paths.state.clone(),
             images_dir: paths.images(),
             kernels_dir: paths.kernels(),
             cache: paths.cache.clone(),

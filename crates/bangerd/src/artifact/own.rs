@@ -14,9 +14,9 @@ use banger_api::image::{ImageBuildParams, ImagePullParams, ImageRegisterParams};
 use banger_images::kernel;
 use banger_images::{Cancel, Report};
 
-use super::failures;
 use super::images::{absolute, new_id};
 use super::publish::Staging;
+use super::{failures, space};
 use crate::failure::Failure;
 use crate::ports::OwnKernel;
 
@@ -156,11 +156,7 @@ impl GivenKernel {
     }
 
     fn cannot_keep(&self, error: &io::Error) -> Failure {
-        let what = format!("cannot keep {}", self.kernel.display());
-        match error.kind() {
-            io::ErrorKind::StorageFull => Failure::new(Code::NoSpace, what).caused_by(error),
-            _ => Failure::internal(what, error),
-        }
+        space::failed(format!("cannot keep {}", self.kernel.display()), error)
     }
 
     fn import(
@@ -189,5 +185,63 @@ impl GivenKernel {
             virtio_pci_builtin: info.virtio_pci_builtin,
             has_modules: info.has_modules,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::http::tests::artifacts::kernel_files;
+
+    /// Gives up when a stage begins.
+    struct GivesUp<'s> {
+        at: &'s str,
+        cancel: Cancel,
+        seen: Mutex<Vec<String>>,
+    }
+
+    impl Report for GivesUp<'_> {
+        fn stage(&self, stage: &str, _: &str) {
+            if stage == self.at {
+                self.cancel.cancel();
+            }
+            self.seen.lock().unwrap().push(stage.to_owned());
+        }
+        fn bytes(&self, _: u64, _: Option<u64>) {}
+        fn part(&self, _: &str, _: u64, _: u64) {}
+        fn log(&self, _: &str) {}
+    }
+
+    #[test]
+    fn a_kernel_that_is_given_up_at_any_stage_leaves_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        let (kernel, modules) = kernel_files(place.path());
+        let given = GivenKernel {
+            kernel,
+            initrd: None,
+            modules: Some(modules),
+        };
+        let parent = place.path().join("images");
+        fs::create_dir(&parent).unwrap();
+        let until = |at| {
+            let report = GivesUp {
+                at,
+                cancel: Cancel::new().unwrap(),
+                seen: Mutex::default(),
+            };
+            let made = given.make_ready(&parent, &report.cancel, &report);
+            (made, report.seen.into_inner().unwrap())
+        };
+        for stage in ["read", "kernel", "modules", "modules_image"] {
+            let (made, seen) = until(stage);
+            assert_eq!(seen.last().unwrap(), stage, "it went on");
+            assert_eq!(made.unwrap_err().code, Code::Cancelled, "{stage}");
+            assert_eq!(fs::read_dir(&parent).unwrap().count(), 0, "{stage}");
+        }
+        let (made, seen) = until("none");
+        assert_eq!(seen, ["read", "kernel", "modules", "modules_image"]);
+        assert!(made.unwrap().dir.join("vmlinux").is_file());
     }
 }

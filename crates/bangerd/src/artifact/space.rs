@@ -1,5 +1,6 @@
 //! Room on the disk: nothing large is begun when little is left.
 
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -11,10 +12,11 @@ use crate::failure::Failure;
 /// Below this many free bytes no VM is made and nothing is fetched or built.
 const LEAST: u64 = 1 << 30;
 
-/// Refuses when less than 1 GiB is free below the path.
-pub(crate) fn enough(place: &Path) -> Result<(), Failure> {
+/// Refuses when less than 1 GiB is free below the path, which belongs to this
+/// state directory.
+pub(crate) fn enough(place: &Path, state: &Path) -> Result<(), Failure> {
     match free_bytes(place) {
-        Ok(free) if free < LEAST => Err(too_little(free, place)),
+        Ok(free) if free < LEAST => Err(too_little(free, state)),
         // A file system that cannot be asked will say so when it is written.
         _ => Ok(()),
     }
@@ -59,7 +61,24 @@ pub(crate) fn for_image(cache: &Path, images: &Path, weight: &Weight) -> Result<
     Ok(())
 }
 
-fn too_little(free: u64, place: &Path) -> Failure {
+/// Whether there was no room to write: on the disk, or in what the user may
+/// have of it.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// The failure of what could not be written: `no_space` where that is why.
+pub(crate) fn failed(what: String, error: &io::Error) -> Failure {
+    match is_full(error) {
+        true => Failure::new(Code::NoSpace, what).caused_by(error),
+        false => Failure::internal(what, error),
+    }
+}
+
+fn too_little(free: u64, state: &Path) -> Failure {
     let tenths = free / ((1 << 30) / 10);
     Failure::new(
         Code::NoSpace,
@@ -67,7 +86,7 @@ fn too_little(free: u64, place: &Path) -> Failure {
             "1G free space needed, {}.{}G left in {}",
             tenths / 10,
             tenths % 10,
-            place.display()
+            state.display()
         ),
     )
 }
@@ -82,6 +101,14 @@ mod tests {
         assert_eq!(failure.message, "1G free space needed, 0.4G left in /s");
         assert_eq!(failure.code.status(), 507);
         assert_eq!(failure.hint.as_deref(), Some("banger disk --reclaim"));
+    }
+
+    #[test]
+    fn a_quota_that_is_used_up_is_no_room_either() {
+        let of = |errno: rustix::io::Errno| failed("cannot write x".into(), &errno.into()).code;
+        assert_eq!(of(rustix::io::Errno::NOSPC), Code::NoSpace);
+        assert_eq!(of(rustix::io::Errno::DQUOT), Code::NoSpace);
+        assert_eq!(of(rustix::io::Errno::IO), Code::Internal);
     }
 
     #[test]

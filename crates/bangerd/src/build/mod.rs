@@ -339,13 +339,7 @@ fn write_all(mut into: File, mut pieces: mpsc::Receiver<Bytes>) -> Result<(), Fa
 }
 
 fn unkept(error: &io::Error) -> Failure {
-    let what = "cannot keep the guest's root";
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Failure::new(Code::NoSpace, what).caused_by(error)
-        }
-        _ => Failure::internal(what, error),
-    }
+    space::failed("cannot keep the guest's root".to_owned(), error)
 }
 
 /// How a command ended.

@@ -141,14 +141,14 @@ impl Disk {
         let said = |failure: Failure| failure.sentence();
         match &candidate.how {
             How::Image(id) => {
-                let (places, before) = self.same(candidate, survey)?;
+                let same = self.same(candidate, survey).await?;
                 self.shelf.delete_image(id).await.map_err(said)?;
-                Ok(before.saturating_sub(size_of(&places)))
+                same.gone().await
             }
             How::Kernel(name) => {
-                let (places, before) = self.same(candidate, survey)?;
+                let same = self.same(candidate, survey).await?;
                 self.shelf.delete_idle_kernel(name).await.map_err(said)?;
-                Ok(before.saturating_sub(size_of(&places)))
+                same.gone().await
             }
             How::Initramfs => {
                 let (shelf, name) = (self.shelf.clone(), name.to_owned());
@@ -192,22 +192,25 @@ impl Disk {
         }
     }
 
-    /// Where a thing is and what would come back of it, if it still is what was
-    /// looked at: one of its name that was pulled again is another. What the
-    /// shelf cannot remove it leaves to the next start, so that is asked again.
-    fn same(&self, candidate: &Candidate, survey: &Survey) -> Result<(Vec<PathBuf>, u64), String> {
+    /// What a thing takes, if it still is what was looked at: one of its name
+    /// that was pulled again is another.
+    async fn same(&self, candidate: &Candidate, survey: &Survey) -> Result<Same, String> {
         let units = candidate.units.iter().map(|at| &survey.look.units[*at]);
-        let mut places = Vec::new();
-        for unit in units {
-            match rustix::fs::lstat(&unit.place) {
-                Ok(stat) if Facts::of(&stat).inode == unit.top.inode => {}
-                Ok(_) => return Err(RemoveError::Changed.to_string()),
-                Err(_) => return Err(RemoveError::Gone.to_string()),
+        let dirs: Vec<_> = units
+            .map(|unit| (unit.place.clone(), unit.top.inode))
+            .collect();
+        off_thread(move || {
+            for (place, inode) in &dirs {
+                match rustix::fs::lstat(place) {
+                    Ok(stat) if Facts::of(&stat).inode == *inode => {}
+                    Ok(_) => return Err(RemoveError::Changed.to_string()),
+                    Err(_) => return Err(RemoveError::Gone.to_string()),
+                }
             }
-            places.push(unit.place.clone());
-        }
-        let before = size_of(&places);
-        Ok((places, before))
+            let bytes = size_of(dirs.iter().map(|(place, _)| place));
+            Ok(Same { dirs, bytes })
+        })
+        .await
     }
 
     async fn free_file(&self, unit: &Unit) -> Result<u64, String> {
@@ -223,9 +226,40 @@ impl Disk {
     }
 }
 
-async fn off_thread(
-    work: impl FnOnce() -> Result<u64, String> + Send + 'static,
-) -> Result<u64, String> {
+/// Directories of a thing that is about to go.
+struct Same {
+    /// Where they are, and their inodes.
+    dirs: Vec<(PathBuf, (u64, u64))>,
+    /// What would come back.
+    bytes: u64,
+}
+
+impl Same {
+    /// The bytes that came back. What the shelf cannot remove it leaves to the
+    /// next start under another name, so that is looked for.
+    async fn gone(self) -> Result<u64, String> {
+        off_thread(move || {
+            let left: Vec<_> = (self.dirs.iter())
+                .filter_map(|(place, inode)| named_now(place, *inode))
+                .collect();
+            Ok(self.bytes.saturating_sub(size_of(&left)))
+        })
+        .await
+    }
+}
+
+/// Where a directory is that was here, if it still is beside it.
+fn named_now(place: &Path, inode: (u64, u64)) -> Option<PathBuf> {
+    let beside = std::fs::read_dir(place.parent()?).ok()?;
+    beside
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| rustix::fs::lstat(path).is_ok_and(|stat| Facts::of(&stat).inode == inode))
+}
+
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(error.to_string()))
@@ -342,7 +376,7 @@ fn skip(item: &mut ReclaimItem, why: &str) {
 }
 
 /// What would come back if these directories went now.
-fn size_of(places: &[PathBuf]) -> u64 {
+fn size_of<'p>(places: impl IntoIterator<Item = &'p PathBuf>) -> u64 {
     let mut bytes = 0;
     let mut linked: HashMap<(u64, u64), u64> = HashMap::new();
     let mut walk = Walk::new(None);
@@ -379,4 +413,28 @@ fn free_packages(dir: &Path, names: &[std::ffi::OsString]) -> Result<u64, String
         }
     }
     Ok(freed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_left_under_another_name_did_not_come_back() {
+        let place = tempfile::tempdir().unwrap();
+        let dirs = ["one", "two"].map(|name| {
+            let dir = place.path().join(name);
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::write(dir.join("file"), vec![1; 40_000]).unwrap();
+            let inode = Facts::of(&rustix::fs::lstat(&dir).unwrap()).inode;
+            (dir, inode)
+        });
+        let one = size_of([&dirs[0].0]);
+        let bytes = size_of(dirs.iter().map(|(dir, _)| dir));
+        assert!(one >= 40_000 && bytes > one, "{one} {bytes}");
+        std::fs::remove_dir_all(&dirs[0].0).unwrap();
+        std::fs::rename(&dirs[1].0, place.path().join("left")).unwrap();
+        let dirs = dirs.to_vec();
+        assert_eq!(Same { dirs, bytes }.gone().await, Ok(one));
+    }
 }

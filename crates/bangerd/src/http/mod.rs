@@ -17,7 +17,7 @@ mod system;
 mod vms;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod watch;
 
 use std::sync::Arc;

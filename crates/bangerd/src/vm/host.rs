@@ -13,6 +13,7 @@ use banger_images::ext4;
 use banger_model::{Holding, VmId};
 
 use super::record::Places;
+use crate::artifact::space;
 use crate::copy;
 use crate::failure::Failure;
 use crate::ports::{Host, Want};
@@ -214,11 +215,7 @@ fn no_cgroup(error: &cgroup::CgroupError) -> Failure {
 }
 
 fn failed(what: &str, path: &Path, error: io::Error) -> Failure {
-    let code = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::NoSpace,
-        _ => Code::Internal,
-    };
-    Failure::new(code, format!("cannot {what} {}", path.display())).caused_by(&error)
+    space::failed(format!("cannot {what} {}", path.display()), &error)
 }
 
 fn last_lines(path: &Path, from: u64, lines: usize) -> io::Result<Vec<String>> {

@@ -12,10 +12,10 @@ use banger_store::images;
 use super::super::catalog::{Bundle, Origin};
 use super::super::own::GivenKernel;
 use super::super::records::ImageRecord;
-use super::super::{Kind, Shelf, Within, blocking, failures, host_arch, space};
+use super::super::{Kind, Shelf, Within, blocking, failures, host_arch, publish, space};
 use super::build::NewImage;
 use super::pull::checked_size;
-use super::{Filled, NewBuild, NewPull, bad_name, make, remove, suite_of};
+use super::{Filled, NewBuild, NewPull, bad_name, make, suite_of};
 use crate::failure::Failure;
 use crate::ports::Progress;
 
@@ -205,7 +205,7 @@ impl Shelf {
         progress: &dyn Progress,
     ) -> Result<ImageRecord, Failure> {
         let wanted = self.default_image_origin().await?;
-        space::enough(&self.0.images_dir)?;
+        space::enough(&self.0.images_dir, &self.0.state)?;
         let image = match self.obtain_image(wanted, progress).await {
             Ok(image) => image,
             // Two creates at once: the other one was quicker.
@@ -279,12 +279,7 @@ impl Shelf {
             let within = Within { report, cancel };
             if let Err(failure) = self.have_kernel(kernel, &within).await {
                 // It has no row yet, so nobody else speaks of it.
-                let place = self.0.images_dir.join(&record.image.id);
-                let removed = move || {
-                    remove(&place);
-                    Ok(())
-                };
-                blocking(removed).await?;
+                publish::discard(vec![self.0.images_dir.join(&record.image.id)]).await;
                 return Err(failure);
             }
         }

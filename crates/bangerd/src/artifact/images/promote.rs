@@ -4,7 +4,6 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use banger_api::error::Code;
 use banger_api::image::Image;
 use banger_images::ext4::{ROOTFS, SEED};
 use banger_images::{Cancel, Report};
@@ -14,7 +13,7 @@ use super::super::flight::was_cancelled;
 use super::super::publish::{self, Staging};
 use super::super::records::ImageRecord;
 use super::super::{Kind, Shelf, blocking, space};
-use super::{allocated, boot_image, remove, row};
+use super::{allocated, boot_image, row};
 use crate::copy;
 use crate::failure::Failure;
 use crate::operation::now;
@@ -26,7 +25,7 @@ impl Shelf {
         let record = self.find_image(reference).await?;
         if !record.image.managed {
             boot_image(&record)?;
-            space::enough(&self.0.images_dir)?;
+            space::enough(&self.0.images_dir, &self.0.state)?;
         }
         Ok(record.image)
     }
@@ -82,12 +81,12 @@ impl Shelf {
             .await;
         match written {
             Ok(_) => {
-                publish::settle(&place);
+                publish::settle(vec![place]).await;
                 tracing::info!(image = promoted.image.name, "image promoted");
                 Ok(promoted)
             }
             Err(error) => {
-                remove(&place);
+                publish::discard(vec![place]).await;
                 Err(error.into())
             }
         }
@@ -154,9 +153,5 @@ fn managed(from: ImageRecord, place: &Path) -> ImageRecord {
 }
 
 fn cannot(image: &Image, error: io::Error) -> Failure {
-    let what = format!("cannot promote image {:?}", image.name);
-    match error.kind() {
-        io::ErrorKind::StorageFull => Failure::new(Code::NoSpace, what).caused_by(&error),
-        _ => Failure::internal(what, &error),
-    }
+    space::failed(format!("cannot promote image {:?}", image.name), &error)
 }

@@ -15,7 +15,7 @@ use super::super::own::GivenKernel;
 use super::super::publish;
 use super::super::records::{self, FileMark, ImageRecord};
 use super::super::{Kind, Shelf, Unseen, blocking, space, users};
-use super::{allocated, already_exists, bad_name, new_id, remove, row, unsettle};
+use super::{allocated, already_exists, bad_name, new_id, row};
 use crate::failure::Failure;
 use crate::operation::now;
 use crate::ports::OwnKernel;
@@ -63,15 +63,13 @@ impl Shelf {
         let old = self.0.store.read(move |db| replaced(db, &name)).await??;
         let before = old.and_then(|old| old.own_kernel).map(|own| own.dir);
         if let Some(kernel) = kernel {
-            space::enough(&self.0.images_dir)?;
+            space::enough(&self.0.images_dir, &self.0.state)?;
             let parent = self.0.images_dir.clone();
             let own = blocking(move || kernel.make_ready(&parent, &cancel, &*report)).await?;
             wanted.own_kernel = Some(own);
         }
         let after = wanted.own_kernel.as_ref().map(|own| own.dir.clone());
-        if let Some(before) = &before {
-            unsettle(before)?;
-        }
+        publish::unsettle(before.iter().cloned().collect()).await?;
         let written = self
             .0
             .store
@@ -83,15 +81,9 @@ impl Shelf {
             Ok(_) => (after, before),
             Err(_) => (before, after),
         };
-        if let Some(stays) = stays {
-            publish::settle(&stays);
-        }
+        publish::settle(stays.into_iter().collect()).await;
         if let Some(goes) = goes {
-            blocking(move || {
-                remove(&goes);
-                Ok(())
-            })
-            .await?;
+            publish::discard(vec![goes]).await;
             self.prune_soon();
         }
         written

@@ -10,7 +10,7 @@ use banger_images::{Cancel, Report};
 use super::super::catalog::{Bundle, Origin};
 use super::super::records::KernelRecord;
 use super::super::{Kind, Shelf, Under, failures};
-use super::{DEB, NewKernel, Whence, begin, default_package, finish, parse_name};
+use super::{DEB, Made, NewKernel, Whence, begin, default_package, parse_name};
 use crate::failure::Failure;
 use crate::ports::Progress;
 
@@ -118,7 +118,7 @@ impl Shelf {
         cancel: Cancel,
         report: Arc<dyn Report>,
     ) -> Result<KernelRecord, Failure> {
-        let name = wanted.name.expect("a bundle's kernel has its entry's name");
+        let name = wanted.name.expect("a bundle's kernel has a name");
         let claim = self.claim(Kind::Kernel, name.as_str())?;
         if wanted.reuse
             && let Ok(record) = self.find_kernel(name.as_str()).await
@@ -142,7 +142,7 @@ impl Shelf {
                 ..KernelImportParams::default()
             };
             let source = Some(format!("pull:{}", bundle.url));
-            finish(staging, &parent, &name, source, Some(&given), &info)
+            Made::of(staging, &parent, &name, source, Some(&given), &info)
         })
         .await
     }

@@ -20,7 +20,7 @@ use crate::ports::{Artifacts, BuildJob, Builder};
 pub(super) const VERSION: &str = "6.9.1-x";
 
 /// A kernel that is one by its first bytes, and the modules a VM needs.
-pub(super) fn kernel_files(place: &Path) -> (PathBuf, PathBuf) {
+pub(crate) fn kernel_files(place: &Path) -> (PathBuf, PathBuf) {
     let modules = place.join("lib/modules").join(VERSION);
     fs::create_dir_all(modules.join("kernel")).unwrap();
     for module in [
@@ -377,4 +377,27 @@ async fn a_build_that_fails_leaves_its_log_and_a_cancelled_one_nothing() {
         derive(&house, "base", Code::BuildFailed).await.code,
         Code::AlreadyExists
     );
+}
+
+#[tokio::test]
+async fn an_image_that_is_promoted_while_it_is_deleted_leaves_nothing() {
+    let house = House::with_own_artifacts().await;
+    let body = json!({"name": "mine", "rootfs_path": root_file(house.place.path())});
+    let image = register(&house, &body).await.json()["image"].clone();
+    let shelf = &house.app.shelf;
+    // It has asked what the image is, and has no claim on it yet.
+    let mut deleting = std::pin::pin!(shelf.delete_image("mine"));
+    let first = tokio::select! {
+        biased;
+        done = &mut deleting => Some(done),
+        () = std::future::ready(()) => None,
+    };
+    assert!(first.is_none(), "{first:?}");
+    let id = image["id"].as_str().unwrap();
+    let promoted = shelf.promote(id, &Unseen::new().unwrap()).await.unwrap();
+    assert!(promoted.managed);
+    assert_eq!(kept(&house).len(), 1);
+    let gone = deleting.await.unwrap();
+    assert_eq!(gone.id, id);
+    assert_eq!(kept(&house), [""; 0].map(PathBuf::from));
 }

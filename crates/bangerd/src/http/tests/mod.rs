@@ -1,6 +1,6 @@
 //! The whole daemon behind its socket, on a world of doubles.
 
-mod artifacts;
+pub(crate) mod artifacts;
 mod builds;
 mod catalogs;
 mod contract;
