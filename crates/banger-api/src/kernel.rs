@@ -57,7 +57,8 @@ pub struct KernelCatalogEntry {
     /// `uname -r`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_version: Option<String>,
-    /// Of what is fetched, where that is known before.
+    /// What it takes on the disk where it is pulled; else what is fetched, or
+    /// about what it will take, where that is known before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
     /// For people.
@@ -82,8 +83,8 @@ pub struct KernelCatalogResult {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KernelPullParams {
-    /// With a package the name to give it, that of the resolved package when
-    /// absent; else the name of an entry of the catalog, which it keeps.
+    /// The name to give it; that of the entry or of the resolved package when
+    /// absent. Without an entry and a package it is the name of the entry too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Overwrite one of that name.
@@ -92,6 +93,9 @@ pub struct KernelPullParams {
     /// Debian package, without `deb:`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub package: Option<String>,
+    /// A name of the catalog; excludes a package.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry: Option<String>,
 }
 
 /// `POST /kernels/import`.

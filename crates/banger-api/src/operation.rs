@@ -28,7 +28,32 @@ pub struct Operation {
     /// Its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_name: Option<String>,
-    /// Stage under way, or the last one.
+    /// Stage under way, or the last one. By kind, in their order; not all of
+    /// them come each time:
+    ///
+    /// - `vm.create`, `vm.start`, `vm.restart`: `sync`, `stop_guest`,
+    ///   `resolve_image`, `pull_image`, `pull_kernel`, `reserve`,
+    ///   `prepare_disks`, `start_engine`, `boot_kernel`, `wait_agent`,
+    ///   `configure_guest`, `ready`
+    /// - `vm.stop`, `vm.kill`, `vm.delete`: `sync`, `stop_guest`
+    /// - `image.pull` of a registry: `download`; of files: `read_files`; then of
+    ///   both the stages of a kernel that was given, `read_layers`,
+    ///   `write_image`, `publish`
+    /// - `image.pull` of a bundle: `download`, `unpack`, the stages of a kernel
+    ///   that was given, `publish`, and `pull_kernel` first or last
+    /// - `image.build` of a suite, also by `image.pull`: the stages of a kernel
+    ///   that was given, `package_lists`, `download`, `extract`, `install`,
+    ///   `packages`, `pack`, `read_root`, `write_image`, `publish`
+    /// - `image.build` of an image: `boot_vm`, `wait_init`, `run_script` or
+    ///   `install_packages`, `copy_root`, `read_root`, `write_image`, `publish`
+    /// - `image.promote`: `copy`, `publish`
+    /// - `kernel.pull`: `package_lists`, `resolve`, `download`, `unpack`,
+    ///   `kernel`, `modules`, `modules_image`, `publish`; a kernel that was
+    ///   given begins with `read`
+    /// - `disk.reclaim`: `look`, `reclaim`
+    ///
+    /// In `pull_image` and `pull_kernel` the detail begins with the stage of
+    /// the pull itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<String>,
     /// More about it.

@@ -269,6 +269,17 @@ fn kernels_and_images_are_asked_for_with_absolute_paths() {
         fake.body("POST /v1/kernels/pull"),
         json!({"package": "linux-image-cloud-amd64"})
     );
+    for (words, sent) in [
+        (&["debian-cloud"][..], json!({"name": "debian-cloud"})),
+        (
+            &["debian-cloud", "--name", "today", "--force"],
+            json!({"entry": "debian-cloud", "name": "today", "force": true}),
+        ),
+    ] {
+        let ran = fake.run(&[&["kernel", "pull"], words].concat());
+        assert_eq!(ran.status, Some(0), "{}", ran.err);
+        assert_eq!(fake.last("POST /v1/kernels/pull"), sent);
+    }
     let mut import = fake.banger(&["kernel", "import", "mine", "--deb", "k.deb"]);
     import.current_dir(fake.home.path());
     assert_eq!(Ran::of(&import.output().unwrap()).out, "mine\n");
@@ -280,6 +291,28 @@ fn kernels_and_images_are_asked_for_with_absolute_paths() {
     assert_eq!(fake.run(&["kernel", "import", "mine"]).status, Some(2));
     assert_eq!(fake.run(&["kernel", "pull", "deb:"]).status, Some(2));
     assert_eq!(fake.run(&["image", "build"]).status, Some(2));
+}
+
+#[test]
+fn what_can_be_pulled_is_listed_with_its_size_and_whether_it_is_here() {
+    let entries = json!({"entries": [
+        {"name": "here", "distro": "debian", "pulled": true, "size_bytes": 1_610_612_736_u64},
+        {"name": "there", "pulled": false, "description": "Not yet"},
+    ]});
+    let fake = Fake::new(move |_| Answer::Json(200, entries.clone()));
+    let ran = fake.run(&["image", "list", "--available"]);
+    assert_eq!(
+        ran.out,
+        "NAME   DISTRO  ARCH  SIZE  STATE      DESCRIPTION
+here   debian  -     1.5G  pulled     -
+there  -       -     -     available  Not yet
+",
+        "{}",
+        ran.err
+    );
+    let ran = fake.run(&["kernel", "list", "--available"]);
+    let row = ran.out.lines().nth(1).unwrap();
+    assert!(row.contains("1.5G  pulled"), "{}", ran.out);
 }
 
 #[test]

@@ -68,6 +68,7 @@ pub(crate) struct Rm {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   banger kernel pull debian-cloud
+  banger kernel pull debian-cloud --name today
   banger kernel pull deb:linux-image-cloud-amd64
   banger kernel pull deb:linux-image-6.12-cloud-amd64 --name new
 
@@ -76,7 +77,7 @@ pub(crate) struct Pull {
     /// deb:PACKAGE, or a name of the catalog
     #[arg(value_name = "KERNEL")]
     kernel: String,
-    /// Name to give it [default: that of the package]
+    /// Name to give it [default: that of the catalog or package]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Overwrite one of that name
@@ -218,18 +219,20 @@ impl Pull {
                 name: self.name,
                 force: self.force,
                 package: Some(package.to_owned()),
+                entry: None,
             },
-            None if self.name.is_some() => {
-                return Err(Failure::usage(
-                    "kernel pull",
-                    "--name goes with deb:PACKAGE",
-                ));
+            None => {
+                let (name, entry) = match self.name {
+                    Some(name) => (name, Some(self.kernel)),
+                    None => (self.kernel, None),
+                };
+                KernelPullParams {
+                    name: Some(name),
+                    force: self.force,
+                    package: None,
+                    entry,
+                }
             }
-            None => KernelPullParams {
-                name: Some(self.kernel),
-                force: self.force,
-                package: None,
-            },
         };
         guarded(async |cancel| {
             let client = place.reach().await?;

@@ -162,6 +162,16 @@ impl Fake {
         self.seen().iter().map(Request::line).collect()
     }
 
+    /// The body of the last request with this line.
+    pub(crate) fn last(&self, line: &str) -> Value {
+        let seen = self.seen();
+        let found = seen.iter().rfind(|request| request.line() == line);
+        found
+            .unwrap_or_else(|| panic!("no {line} in {:?}", self.lines()))
+            .body
+            .clone()
+    }
+
     /// The body of the request with this line.
     pub(crate) fn body(&self, line: &str) -> Value {
         let seen = self.seen();

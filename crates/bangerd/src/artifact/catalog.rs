@@ -106,20 +106,25 @@ impl Catalog {
         }
     }
 
-    /// What this host can have, by name; `here` knows the names that are here.
+    /// What this host can have, by name; `here` knows the names that are here,
+    /// and the bytes of some.
     pub(super) fn available(
         &self,
         kind: Kind,
-        here: impl Fn(&str) -> bool,
+        here: impl Fn(&str) -> Option<Option<u64>>,
     ) -> Vec<KernelCatalogEntry> {
         let fitting = self
             .0
             .iter()
             .filter(|entry| entry.kind == kind && entry.fits());
         let mut list: Vec<_> = fitting
-            .map(|entry| KernelCatalogEntry {
-                pulled: here(&entry.about.name),
-                ..entry.about.clone()
+            .map(|entry| {
+                let here = here(&entry.about.name);
+                KernelCatalogEntry {
+                    pulled: here.is_some(),
+                    size_bytes: here.flatten().or(entry.about.size_bytes),
+                    ..entry.about.clone()
+                }
             })
             .collect();
         list.sort_by(|one, other| one.name.cmp(&other.name));
@@ -374,9 +379,19 @@ mod tests {
         assert_eq!(kind(Kind::Kernel, "debian-bookworm"), None);
         let deb = Some(Origin::Deb(format!("linux-image-cloud-{}", host_arch())));
         assert_eq!(kind(Kind::Kernel, "debian-cloud"), deb);
-        let kernels = catalog.available(Kind::Kernel, |name| name == "debian-cloud");
+        let kernels = catalog.available(Kind::Kernel, |name| {
+            (name == "debian-cloud").then_some(Some(7))
+        });
         assert_eq!(kernels.len(), 1, "only this host's");
-        assert!(kernels[0].pulled);
+        let images = catalog.available(Kind::Image, |_| None);
+        let size = |name| {
+            let entry = images.iter().find(|entry| entry.name == name);
+            entry.and_then(|entry| entry.size_bytes)
+        };
+        // What was measured is told, and nothing that was not.
+        assert!(size("debian-bookworm").is_some() && size("debian-trixie").is_some());
+        assert_eq!(size("fedora"), None);
+        assert_eq!((kernels[0].pulled, kernels[0].size_bytes), (true, Some(7)));
     }
 
     #[test]
@@ -501,7 +516,7 @@ mod tests {
         ];
         std::fs::write(&path, json!({"version": 1, "entries": own}).to_string()).unwrap();
         let catalog = Catalog::load(Some(&path)).unwrap();
-        let list = catalog.available(Kind::Image, |_| false);
+        let list = catalog.available(Kind::Image, |_| None);
         let names: Vec<&str> = list.iter().map(|entry| entry.name.as_str()).collect();
         assert!(names.is_sorted() && names.contains(&"mine") && names.contains(&"debian-bookworm"));
         assert!(!names.contains(&"foreign"));

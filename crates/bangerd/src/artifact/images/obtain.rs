@@ -11,7 +11,7 @@ use banger_store::images;
 
 use super::super::catalog::{Bundle, Origin};
 use super::super::own::GivenKernel;
-use super::super::records::ImageRecord;
+use super::super::records::{self, ImageRecord};
 use super::super::{Kind, Shelf, Within, blocking, failures, host_arch, publish, space};
 use super::build::NewImage;
 use super::pull::checked_size;
@@ -68,8 +68,13 @@ impl Shelf {
     pub(crate) async fn available_images(&self) -> Result<ImageCatalogResult, Failure> {
         let rows = self.0.store.read(images::list).await?;
         let catalog = self.catalog().await?;
-        let entries =
-            catalog.available(Kind::Image, |name| rows.iter().any(|row| row.name == name));
+        let here: Vec<Image> = (rows.iter())
+            .map(|row| Ok(records::image(row)?.image))
+            .collect::<Result<_, Failure>>()?;
+        let entries = catalog.available(Kind::Image, |name| {
+            let here = here.iter().find(|image| image.name == name)?;
+            Some(here.size_bytes)
+        });
         Ok(ImageCatalogResult { entries })
     }
 

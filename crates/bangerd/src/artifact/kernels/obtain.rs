@@ -20,7 +20,8 @@ impl Shelf {
         let here = self.kernels().await?;
         let catalog = self.catalog().await?;
         let entries = catalog.available(Kind::Kernel, |name| {
-            here.iter().any(|entry| entry.name == name)
+            let here = here.iter().find(|entry| entry.name == name)?;
+            Some(here.size_bytes)
         });
         Ok(KernelCatalogResult { entries })
     }
@@ -32,29 +33,33 @@ impl Shelf {
     ) -> Result<NewKernel, Failure> {
         let package = params.package.as_deref().unwrap_or_default();
         let package = package.strip_prefix(DEB).unwrap_or(package);
+        let name = params.name.as_deref().map(parse_name).transpose();
         if !package.is_empty() {
+            if params.entry.is_some() {
+                let what = "a kernel is of the catalog or of a package: name one of them";
+                return Err(Failure::new(Code::BadRequest, what).hint(pull_hint()));
+            }
             return Ok(NewKernel {
                 from: Whence::Package(package.to_owned()),
-                name: params.name.as_deref().map(parse_name).transpose()?,
+                name: name?,
                 force: params.force,
                 reuse: false,
             });
         }
-        let Some(name) = &params.name else {
+        let Some(entry) = params.entry.as_ref().or(params.name.as_ref()) else {
             let what = "neither a name of the catalog nor a package is named";
             return Err(Failure::new(Code::BadRequest, what).hint(pull_hint()));
         };
-        let named = self.catalogued(name).await?;
-        named
-            .map(|wanted| NewKernel {
-                force: params.force,
-                ..wanted
-            })
-            .ok_or_else(|| {
-                let shown: String = name.chars().take(80).collect();
-                let what = format!("no kernel {shown:?} in the catalog");
-                Failure::new(Code::NotInCatalog, what).hint(pull_hint())
-            })
+        let Some(wanted) = self.catalogued(entry).await? else {
+            let shown: String = entry.chars().take(80).collect();
+            let what = format!("no kernel {shown:?} in the catalog");
+            return Err(Failure::new(Code::NotInCatalog, what).hint(pull_hint()));
+        };
+        Ok(NewKernel {
+            name: name?.or(wanted.name),
+            force: params.force,
+            ..wanted
+        })
     }
 
     async fn catalogued(&self, name: &str) -> Result<Option<NewKernel>, Failure> {

@@ -144,6 +144,24 @@ async fn a_kernel_of_the_catalog_is_pulled_by_name_and_marked() {
         .pull("kernels", json!({"name": "mine", "force": true}))
         .await;
     assert_eq!(forced["success"], true, "{forced}");
+    // The one that is here has the size that it takes.
+    let listed = shop.available("kernels", "mine").await;
+    assert_eq!(listed["size_bytes"], kernel["size_bytes"], "{listed}");
+
+    let other = json!({"entry": "mine", "name": "other"});
+    let other = shop.pull("kernels", other).await;
+    assert_eq!(other["entry"]["name"], "other", "{other}");
+    assert_eq!(other["entry"]["sha256"], kernel["sha256"], "{other}");
+    let again = shop.pull("kernels", json!({"entry": "mine"})).await;
+    assert_eq!(again["error"]["code"], "already_exists", "{again}");
+    for (body, code) in [
+        (json!({"entry": "nosuch", "name": "mine"}), "not_in_catalog"),
+        (json!({"entry": "mine", "name": "../x"}), "bad_name"),
+        (json!({"entry": "mine", "package": "x"}), "bad_request"),
+    ] {
+        let refused = shop.pull("kernels", body.clone()).await;
+        assert_eq!(refused["error"]["code"], code, "{body}: {refused}");
+    }
     let none = shop.pull("kernels", json!({"name": "nosuch"})).await;
     assert_eq!(none["error"]["code"], "not_in_catalog", "{none}");
     let none = shop.pull("kernels", json!({})).await;
