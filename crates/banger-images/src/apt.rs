@@ -104,7 +104,7 @@ impl From<RunError> for AptError {
 fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> AptError {
     let action = action.into();
     move |source| {
-        if source.kind() == io::ErrorKind::StorageFull {
+        if crate::is_full(&source) {
             return AptError::NoSpace { what: action };
         }
         AptError::Io { action, source }

@@ -127,7 +127,7 @@ impl BundleError {
     pub fn is_no_space(&self) -> bool {
         match self {
             BundleError::Io { source, .. } | BundleError::Archive(TarError::Io(source)) => {
-                source.kind() == io::ErrorKind::StorageFull
+                crate::is_full(source)
             }
             BundleError::Kernel(error) => error.is_no_space(),
             BundleError::Write(error) => error.is_no_space(),

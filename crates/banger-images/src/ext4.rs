@@ -7,6 +7,7 @@
 mod content;
 mod layout;
 mod pass;
+mod size;
 mod superblock;
 
 use std::fs::{File, OpenOptions};
@@ -20,19 +21,18 @@ use crate::progress::{Cancel, Cancelled, Report};
 use crate::tree::{NodeId, Source, Tree, Unpacked};
 
 use pass::Home;
+pub use size::{least_size, roomy_size, shown, snug_size};
 pub use superblock::defect;
 
 /// The smallest disk that is made.
 pub const MIN_DISK_BYTES: u64 = 256 << 20;
 /// The largest disk that is made.
 pub const MAX_DISK_BYTES: u64 = 128 << 30;
+/// Free bytes below which nothing large is begun, and no root filesystem is written on.
+pub const LEAST_FREE: u64 = 1 << 30;
+/// Bytes after which it is looked at again how many are free.
+const LOOK_EVERY: u64 = 64 << 20;
 const BLOCK: u64 = 4096;
-/// Bytes of a disk for each inode at least. The inode tables of sixteen block groups lie together
-/// in the first of them, with little else, and the writer does not look whether they fit: one
-/// inode for each block would fill that group, and what comes next would lie on top.
-const LEAST_PER_INODE: u64 = 5120;
-/// Blocks of a journal that nobody writes: the fewest there may be.
-const READ_ONLY_JOURNAL: u32 = 1024;
 
 /// An image could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +52,14 @@ pub enum WriteError {
         /// What the writer says.
         why: String,
     },
+    /// The tree needs a larger image.
+    #[error("the files do not fit into {}: they need {}", shown(*bytes), shown(*least))]
+    TooSmall {
+        /// The image's size.
+        bytes: u64,
+        /// A size that does, not much above the least.
+        least: u64,
+    },
     /// A size outside of what is made.
     #[error("a disk of {bytes} bytes is not between 256 MiB and 128 GiB")]
     Size {
@@ -67,7 +75,16 @@ impl WriteError {
     /// Whether the host's disk is full.
     #[must_use]
     pub fn is_no_space(&self) -> bool {
-        matches!(self, WriteError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+        matches!(self, WriteError::Io { source, .. } if crate::is_full(source))
+    }
+
+    /// A size that the tree fits into, when that asked for is too small and a larger one can be.
+    #[must_use]
+    pub fn needs(&self) -> Option<u64> {
+        match self {
+            WriteError::TooSmall { least, .. } if *least <= MAX_DISK_BYTES => Some(*least),
+            _ => None,
+        }
     }
 }
 
@@ -127,26 +144,6 @@ pub trait RootfsWriter {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct InProcess;
 
-/// Size of an image that holds `tree` with half as much again to spare, at least 1 GiB. Files
-/// that are empty count too.
-#[must_use]
-pub fn roomy_size(tree: &Tree) -> u64 {
-    let (bytes, inodes) = tree.measure();
-    let content = (bytes + inodes * 256).max(inodes * LEAST_PER_INODE);
-    (content + content / 2)
-        .max(1 << 30)
-        .next_multiple_of(1 << 20)
-}
-
-/// Size of a read-only image that just holds `tree`.
-#[must_use]
-pub fn snug_size(tree: &Tree) -> u64 {
-    let (bytes, inodes) = tree.measure();
-    // A journal is always written (4 MiB of holes at this size), and group tables.
-    let content = (bytes + inodes * 256).max(inodes * LEAST_PER_INODE);
-    (content + content / 20 + (24 << 20)).next_multiple_of(1 << 20)
-}
-
 impl RootfsWriter for InProcess {
     fn write(
         &self,
@@ -163,6 +160,7 @@ impl RootfsWriter for InProcess {
             file: &file,
             name: &name,
             options,
+            keep_free: 0,
         };
         let written = pass::write(tree, sources, &image, None, cancel, report);
         if written.is_err() {
@@ -241,6 +239,7 @@ pub fn write_root(
         file: &files.root,
         name: ROOTFS,
         options,
+        keep_free: LEAST_FREE,
     };
     let home = home_of(tree).map(|id| Home {
         id,
@@ -288,7 +287,7 @@ pub fn empty(
 }
 
 fn write_empty(path: &Path, options: &ImageOptions) -> Result<(), WriteError> {
-    let inodes = options.size_bytes / 16_384;
+    let inodes = size::usable(options.size_bytes) / size::BYTES_PER_INODE;
     let layout = builder(options, inodes)?.seal().map_err(layout_error)?;
     let name = path.display().to_string();
     let file = File::create(path).map_err(|source| io_error(&name, source))?;
@@ -296,9 +295,10 @@ fn write_empty(path: &Path, options: &ImageOptions) -> Result<(), WriteError> {
         file: &file,
         name: &name,
         options,
+        keep_free: 0,
     };
     let written = layout
-        .writer(image.sink(layout.image_len())?)
+        .writer(image.sink()?)
         .and_then(mkext4::build::ImageWriter::finish);
     written.map_err(|error| image.write_error(error))?;
     image.synced()
@@ -325,14 +325,21 @@ struct Image<'a> {
     /// For errors.
     name: &'a str,
     options: &'a ImageOptions,
+    /// Bytes that stay free where the file is.
+    keep_free: u64,
 }
 
 impl<'a> Image<'a> {
-    fn sink(&self, length: u64) -> Result<Holes<'a>, WriteError> {
+    /// The file, as long as it was asked for: where a file system takes less, the rest is a hole.
+    fn sink(&self) -> Result<Holes<'a>, WriteError> {
         self.file
-            .set_len(length)
+            .set_len(self.options.size_bytes)
             .map_err(|source| io_error(self.name, source))?;
-        Ok(Holes { file: self.file })
+        Ok(Holes {
+            file: self.file,
+            keep_free: self.keep_free,
+            unlooked: 0,
+        })
     }
 
     fn write_error(&self, error: mkext4::Error) -> WriteError {
@@ -355,6 +362,29 @@ impl<'a> Image<'a> {
 /// A file of holes, into which everything is written but zeros.
 struct Holes<'a> {
     file: &'a File,
+    keep_free: u64,
+    /// Bytes written since it was last looked at how many are free.
+    unlooked: u64,
+}
+
+impl Holes<'_> {
+    /// Fails where too little is left for all others on this host.
+    fn look(&mut self, written: u64) -> io::Result<()> {
+        self.unlooked += written;
+        if self.keep_free == 0 || self.unlooked < LOOK_EVERY {
+            return Ok(());
+        }
+        self.unlooked = 0;
+        let found = rustix::fs::fstatvfs(self.file)?;
+        if found.f_bavail.saturating_mul(found.f_frsize) < self.keep_free {
+            let why = format!(
+                "No space left but the {} that stay free",
+                shown(self.keep_free)
+            );
+            return Err(io::Error::new(io::ErrorKind::StorageFull, why));
+        }
+        Ok(())
+    }
 }
 
 impl mkext4::RegionSink for Holes<'_> {
@@ -362,6 +392,7 @@ impl mkext4::RegionSink for Holes<'_> {
         if bytes.iter().all(|byte| *byte == 0) {
             return Ok(());
         }
+        self.look(bytes.len() as u64)?;
         self.file.write_all_at(bytes, offset)
     }
 
@@ -378,14 +409,14 @@ fn io_error(name: &str, source: io::Error) -> WriteError {
 }
 
 fn builder(options: &ImageOptions, inodes: u64) -> Result<FsBuilder, WriteError> {
-    let journal = options.read_only.then_some(READ_ONLY_JOURNAL);
+    let journal = size::journal(size::usable(options.size_bytes), options.read_only);
     builder_with(options, inodes, journal)
 }
 
 fn builder_with(
     options: &ImageOptions,
     inodes: u64,
-    journal_blocks: Option<u32>,
+    journal_blocks: u32,
 ) -> Result<FsBuilder, WriteError> {
     let uuid = match options.uuid {
         Some(uuid) => uuid,
@@ -394,11 +425,12 @@ fn builder_with(
             source,
         })?,
     };
-    let mut wanted = Options::new(options.size_bytes, uuid, i64::from(options.epoch));
+    let size_bytes = size::usable(options.size_bytes);
+    let mut wanted = Options::new(size_bytes, uuid, i64::from(options.epoch));
     wanted.label.clone_from(&options.label);
     wanted.reserved_percent = 0;
     wanted.inodes = InodeCount::Exact(u32::try_from(inodes).unwrap_or(u32::MAX));
-    wanted.journal_blocks = journal_blocks.or(wanted.journal_blocks);
+    wanted.journal_blocks = Some(journal_blocks);
     FsBuilder::new(wanted).map_err(layout_error)
 }
 
@@ -437,4 +469,35 @@ pub fn as_uuid(mut bytes: [u8; 16]) -> [u8; 16] {
 fn as_sibling(mut uuid: [u8; 16]) -> [u8; 16] {
     uuid[15] ^= 1;
     uuid
+}
+
+#[cfg(test)]
+mod tests {
+    use mkext4::RegionSink as _;
+
+    use super::*;
+
+    #[test]
+    fn writing_ends_where_too_little_stays_free() {
+        let file = tempfile::tempfile().unwrap();
+        let mebibyte = vec![1; 1 << 20];
+        for (keep_free, most) in [(0, 70), (1 << 20, 70), (u64::MAX, 63)] {
+            let mut sink = Holes {
+                file: &file,
+                keep_free,
+                unlooked: 0,
+            };
+            // Over and over in the same place.
+            let written = (0..70).map(|_| sink.data(0, &mebibyte));
+            let written: Vec<_> = written.take_while(Result::is_ok).collect();
+            assert_eq!(written.len(), most, "{keep_free}");
+        }
+        let mut sink = Holes {
+            file: &file,
+            keep_free: u64::MAX,
+            unlooked: LOOK_EVERY,
+        };
+        let error = sink.data(0, &mebibyte).unwrap_err();
+        assert!(io_error("x", error).is_no_space());
+    }
 }

@@ -89,7 +89,7 @@ impl KernelError {
     pub fn is_no_space(&self) -> bool {
         match self {
             KernelError::Io { source, .. } | KernelError::Deb(DebError::Io(source)) => {
-                source.kind() == io::ErrorKind::StorageFull
+                crate::is_full(source)
             }
             KernelError::Write(error) => error.is_no_space(),
             _ => false,

@@ -11,10 +11,12 @@ use crate::ext4::{self, ImageOptions, RootFiles, WriteError};
 use crate::os_release;
 use crate::progress::{Cancel, Report};
 use crate::tar::{Limits, TarError};
-use crate::tree::{self, ReadError, Source};
+use crate::tree::{self, ReadError, Source, Wanted};
 
 /// Values of one kind that a config may have.
 const COUNT_LIMIT: usize = 4096;
+/// Letters of a digest: those of SHA-512, and some.
+const DIGEST_LIMIT: usize = 160;
 /// When file systems of pulled images say they were made, seconds since 1970: never the time of
 /// the pull.
 const EPOCH: u32 = 1;
@@ -30,6 +32,14 @@ pub enum OciError {
     TooMuch {
         /// Of what.
         what: &'static str,
+    },
+    /// The config is of other layers.
+    #[error("the image has {layers} layers, and its config names {named}")]
+    LayerCount {
+        /// What there are.
+        layers: usize,
+        /// What it names.
+        named: usize,
     },
     /// The layers.
     #[error(transparent)]
@@ -56,6 +66,8 @@ pub struct Config {
     pub cmd: Vec<String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// Digests of the layers unpacked, the lowest first.
+    pub diff_ids: Vec<String>,
 }
 
 impl Config {
@@ -67,6 +79,12 @@ impl Config {
         let document: Document = serde_json::from_slice(json).map_err(OciError::Config)?;
         let inner = document.config.unwrap_or_default();
         let mut env = inner.env.unwrap_or_default();
+        let diff_ids = document.rootfs.and_then(|rootfs| rootfs.diff_ids);
+        let mut diff_ids = diff_ids.unwrap_or_default();
+        // What is longer is no digest.
+        diff_ids
+            .iter_mut()
+            .for_each(|id| *id = id.chars().take(DIGEST_LIMIT).collect());
         for (what, count) in [
             ("variables", env.len()),
             (
@@ -75,6 +93,7 @@ impl Config {
             ),
             ("words of a command", inner.cmd.iter().flatten().count()),
             ("labels", inner.labels.iter().flatten().count()),
+            ("layers", diff_ids.len()),
         ] {
             if count > COUNT_LIMIT {
                 return Err(OciError::TooMuch { what });
@@ -94,6 +113,7 @@ impl Config {
             entrypoint: inner.entrypoint.unwrap_or_default(),
             cmd: inner.cmd.unwrap_or_default(),
             labels: inner.labels.unwrap_or_default(),
+            diff_ids,
         })
     }
 }
@@ -102,6 +122,12 @@ impl Config {
 struct Document {
     architecture: Option<String>,
     config: Option<Inner>,
+    rootfs: Option<Rootfs>,
+}
+
+#[derive(Deserialize)]
+struct Rootfs {
+    diff_ids: Option<Vec<String>>,
 }
 
 /// Every field may be absent or null.
@@ -123,6 +149,25 @@ pub struct Order {
     pub size_bytes: Option<u64>,
     /// Of the root filesystem, so that one image is always the same bytes.
     pub uuid: [u8; 16],
+    /// What each layer has to unpack to, the lowest first: `sha256:` and the digest. Whatever it
+    /// is, when absent.
+    pub diff_ids: Option<Vec<String>>,
+}
+
+impl Order {
+    /// Whether it is of so many layers.
+    ///
+    /// # Errors
+    /// [`OciError::LayerCount`].
+    pub fn check(&self, layers: usize) -> Result<(), OciError> {
+        match &self.diff_ids {
+            Some(ids) if ids.len() != layers => Err(OciError::LayerCount {
+                layers,
+                named: ids.len(),
+            }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What was written.
@@ -148,9 +193,14 @@ pub fn write(
     cancel: &Cancel,
     report: &dyn Report,
 ) -> Result<Written, OciError> {
+    order.check(layers.len())?;
     report.stage("read_layers", "");
     let limits = Limits::default();
-    let (tree, sources) = tree::from_layers_kept(layers, &files.unpacked, &limits, cancel, report)?;
+    let wanted = Wanted {
+        diff_ids: order.diff_ids.as_deref(),
+        limits: &limits,
+    };
+    let (tree, sources) = tree::from_layers_kept(layers, &files.unpacked, &wanted, cancel, report)?;
     report.stage("write_image", "");
     let options = ImageOptions {
         uuid: Some(order.uuid),
@@ -184,17 +234,26 @@ impl OciError {
         )
     }
 
+    /// A size that the image fits into, when that asked for is too small and a larger one can be.
+    #[must_use]
+    pub fn needs(&self) -> Option<u64> {
+        match self {
+            OciError::Write(error) => error.needs(),
+            _ => None,
+        }
+    }
+
     /// The image itself is at fault, not this host.
     #[must_use]
     pub fn is_of_the_image(&self) -> bool {
         match self {
-            OciError::Config(_) | OciError::TooMuch { .. } => true,
+            OciError::Config(_) | OciError::TooMuch { .. } | OciError::LayerCount { .. } => true,
             OciError::Layers(ReadError::Tar(TarError::Io(cause))) => {
                 // What a decompressor says of its input; the file itself was verified whole.
                 cause.raw_os_error().is_none()
             }
-            OciError::Layers(ReadError::Tar(_)) => true,
-            OciError::Write(WriteError::Layout { .. }) => true,
+            OciError::Layers(ReadError::Tar(_) | ReadError::Differs { .. }) => true,
+            OciError::Write(WriteError::Layout { .. } | WriteError::TooSmall { .. }) => true,
             _ => false,
         }
     }

@@ -149,7 +149,7 @@ impl From<RunError> for SuiteError {
 fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> SuiteError {
     let action = action.into();
     move |source| {
-        if source.kind() == io::ErrorKind::StorageFull {
+        if crate::is_full(&source) {
             return SuiteError::NoSpace;
         }
         SuiteError::Io { action, source }

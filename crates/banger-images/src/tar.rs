@@ -9,9 +9,13 @@ use std::io::{self, Read, Seek, SeekFrom};
 use tar_core::parse::{Limits as CoreLimits, ParseError, ParseEvent, ParsedEntry, Parser};
 use tar_core::{EntryType, PaxExtensions};
 
-/// Bytes of metadata (long names, PAX records, sparse maps) that one entry may have.
+/// Bytes of metadata (long names, PAX records) that one entry may have.
 const METADATA_LIMIT: u32 = 1 << 20;
+/// Bytes of a sparse map after its header: as many ranges as the parser takes, each told in full.
+const MAP_LIMIT: usize = 512 << 10;
 const BLOCK: u64 = 512;
+/// Bytes of a path that are shown.
+const SHOWN: usize = 400;
 
 /// What an archive may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +26,7 @@ pub struct Limits {
     pub path_bytes: u32,
     /// Bytes of one path component.
     pub name_bytes: usize,
-    /// Bytes of all files together, holes counted.
+    /// Bytes of all archives together, unpacked, and of the holes of their files.
     pub unpacked_bytes: u64,
     /// Bytes of names, link targets and attributes of the tree that it becomes.
     pub metadata_bytes: usize,
@@ -185,15 +189,20 @@ pub struct Reader<R> {
     input: R,
     parser: Parser,
     limits: Limits,
-    /// Bytes read but not parsed; more than one header only after an over-read.
+    /// Bytes read, of which those before `parsed` are done with; more than one header only
+    /// after an over-read.
     buffer: Vec<u8>,
-    /// Position in the stream of the first byte of `buffer`.
+    parsed: usize,
+    /// Bytes that the parser asked for in small steps since the last entry: a sparse map's.
+    map: usize,
+    /// Position in the stream of the first byte that is not done with.
     at: u64,
     /// Content of the current entry that was not read yet, and its padding.
     content: u64,
     padding: u64,
     entries: u64,
-    unpacked: u64,
+    /// Bytes of all holes.
+    holes: u64,
 }
 
 impl<R: Skip> Reader<R> {
@@ -201,7 +210,8 @@ impl<R: Skip> Reader<R> {
     pub fn new(input: R, limits: Limits) -> Reader<R> {
         let mut parser = Parser::new(CoreLimits {
             max_metadata_size: METADATA_LIMIT,
-            max_path_len: Some(limits.path_bytes),
+            // Checked in `take`, which can name the entry.
+            max_path_len: None,
             ..CoreLimits::default()
         });
         // The parser takes times before 1970 for an error. What else it would pass over is
@@ -212,11 +222,13 @@ impl<R: Skip> Reader<R> {
             parser,
             limits,
             buffer: Vec::with_capacity(4096),
+            parsed: 0,
+            map: 0,
             at: 0,
             content: 0,
             padding: 0,
             entries: 0,
-            unpacked: 0,
+            holes: 0,
         }
     }
 
@@ -225,9 +237,19 @@ impl<R: Skip> Reader<R> {
     pub fn left(&self) -> Limits {
         Limits {
             entries: self.limits.entries.saturating_sub(self.entries),
-            unpacked_bytes: self.limits.unpacked_bytes.saturating_sub(self.unpacked),
+            unpacked_bytes: self.limits.unpacked_bytes.saturating_sub(self.spent()),
             ..self.limits
         }
+    }
+
+    /// Bytes of holes of all files up to here.
+    pub(crate) fn holes(&self) -> u64 {
+        self.holes
+    }
+
+    /// What counts as unpacked up to here.
+    fn spent(&self) -> u64 {
+        self.at.saturating_add(self.holes)
     }
 
     /// The next entry, or `None` at the end of the archive.
@@ -238,7 +260,7 @@ impl<R: Skip> Reader<R> {
         self.skip_content()?;
         loop {
             let at = self.at;
-            let (consumed, found) = match self.parser.parse(&self.buffer) {
+            let (consumed, found) = match self.parser.parse(&self.buffer[self.parsed..]) {
                 Ok(ParseEvent::NeedData { min_bytes }) => {
                     if !self.fill(min_bytes)? {
                         return Ok(None);
@@ -248,7 +270,8 @@ impl<R: Skip> Reader<R> {
                 Ok(ParseEvent::End { .. }) => return Ok(None),
                 Ok(ParseEvent::GlobalExtensions { consumed, .. }) => (consumed, None),
                 Ok(ParseEvent::Entry { consumed, entry }) => {
-                    (consumed, Some(take(&entry, None, at + consumed as u64)?))
+                    let offset = at + consumed as u64;
+                    (consumed, Some(take(&entry, None, offset, &self.limits)?))
                 }
                 Ok(ParseEvent::SparseEntry {
                     consumed,
@@ -258,49 +281,61 @@ impl<R: Skip> Reader<R> {
                 }) => {
                     let map = sparse_map.iter().map(|s| (s.offset, s.length)).collect();
                     let kind = Some((map, real_size));
-                    (consumed, Some(take(&entry, kind, at + consumed as u64)?))
+                    let offset = at + consumed as u64;
+                    (consumed, Some(take(&entry, kind, offset, &self.limits)?))
                 }
                 Err(source) => return Err(TarError::Damaged { at, source }),
             };
-            self.buffer.drain(..consumed);
+            self.parsed += consumed;
+            self.map = 0;
             self.at += consumed as u64;
             self.entries += 1;
             if self.entries > self.limits.entries {
                 return Err(TarError::TooMuch { what: "entries" });
             }
-            let Some(entry) = found else { continue };
-            let size = match &entry.kind {
-                EntryKind::Sparse { size, .. } => *size,
-                _ => entry.stored,
-            };
-            self.unpacked = self.unpacked.saturating_add(size);
-            if self.unpacked > self.limits.unpacked_bytes {
+            let stored = found.as_ref().map_or(0, |entry| entry.stored);
+            if let Some(EntryKind::Sparse { size, .. }) = found.as_ref().map(|entry| &entry.kind) {
+                self.holes = self.holes.saturating_add(size.saturating_sub(stored));
+            }
+            if self.spent().saturating_add(stored) > self.limits.unpacked_bytes {
                 return Err(TarError::TooMuch { what: "bytes" });
             }
+            let Some(entry) = found else { continue };
             self.content = entry.stored;
             self.padding = entry.stored.next_multiple_of(BLOCK) - entry.stored;
             return Ok(Some(entry));
         }
     }
 
+    /// Bytes that are read and not done with.
+    fn buffered(&self) -> usize {
+        self.buffer.len() - self.parsed
+    }
+
     /// Makes the buffer hold at least `wanted` bytes; `false` at a clean end.
     fn fill(&mut self, wanted: usize) -> Result<bool, TarError> {
-        // A sparse map that does not end asks again for what is there already.
-        let wanted = if wanted > self.buffer.len() {
-            wanted
-        } else {
-            self.buffer.len() + 512
-        };
-        if wanted > 4 * METADATA_LIMIT as usize {
+        self.buffer.drain(..self.parsed);
+        self.parsed = 0;
+        let have = self.buffer.len();
+        // A sparse map that does not end asks again for what is there already. Those who tell
+        // where they end ask for it at once.
+        let wanted = wanted.max(have + 1);
+        let mut target = wanted.next_multiple_of(BLOCK as usize);
+        if target - have <= BLOCK as usize {
+            // As each time all is parsed again, it becomes half as much again.
+            target = target.max(have + self.map / 2 / BLOCK as usize * BLOCK as usize);
+            self.map += target - have;
+        }
+        if self.map > MAP_LIMIT || target > 4 * METADATA_LIMIT as usize {
             return Err(TarError::TooMuch {
                 what: "bytes of metadata in one entry",
             });
         }
-        let missing = (wanted - self.buffer.len()) as u64;
-        let read = (&mut self.input)
+        let missing = (target - have) as u64;
+        (&mut self.input)
             .take(missing)
-            .read_to_end(&mut self.buffer)? as u64;
-        if read == missing {
+            .read_to_end(&mut self.buffer)?;
+        if self.buffer.len() >= wanted {
             return Ok(true);
         }
         // Some writers leave the closing blocks out; a rest of zeros is one of them.
@@ -316,9 +351,8 @@ impl<R: Skip> Reader<R> {
         let mut rest = self.content + self.padding;
         let content = std::mem::take(&mut self.content);
         self.padding = 0;
-        let buffered = rest.min(self.buffer.len() as u64);
-        self.buffer
-            .drain(..usize::try_from(buffered).expect("it is at most a length"));
+        let buffered = rest.min(self.buffered() as u64);
+        self.parsed += usize::try_from(buffered).expect("it is at most a length");
         self.at += buffered;
         rest -= buffered;
         if rest > 0 {
@@ -340,12 +374,12 @@ impl<R: Skip> Read for Reader<R> {
         if room == 0 {
             return Ok(0);
         }
-        let read = if self.buffer.is_empty() {
+        let read = if self.buffered() == 0 {
             self.input.read(&mut out[..room])?
         } else {
-            let read = room.min(self.buffer.len());
-            out[..read].copy_from_slice(&self.buffer[..read]);
-            self.buffer.drain(..read);
+            let read = room.min(self.buffered());
+            out[..read].copy_from_slice(&self.buffer[self.parsed..][..read]);
+            self.parsed += read;
             read
         };
         if read == 0 {
@@ -357,20 +391,34 @@ impl<R: Skip> Read for Reader<R> {
     }
 }
 
-/// A path as it may be shown.
+/// A path as it may be shown: escaped, and of a long one the begin and the end.
 pub(crate) fn shown(path: &[u8]) -> String {
-    path.escape_ascii().to_string()
+    let (begin, end) = (SHOWN / 4 * 3, SHOWN / 4);
+    if path.len() <= SHOWN {
+        return path.escape_ascii().to_string();
+    }
+    let (begin, end) = (&path[..begin], &path[path.len() - end..]);
+    format!("{}...{}", begin.escape_ascii(), end.escape_ascii())
 }
 
 fn take(
     parsed: &ParsedEntry<'_>,
     sparse: Option<(Vec<(u64, u64)>, u64)>,
     offset: u64,
+    limits: &Limits,
 ) -> Result<Entry, TarError> {
     let refuse = |why| TarError::Entry {
         entry: shown(&parsed.path),
         why,
     };
+    let most = limits.path_bytes as usize;
+    let target = parsed.link_target.as_deref().unwrap_or_default();
+    if parsed.path.len() > most {
+        return Err(refuse("its path is too long"));
+    }
+    if target.len() > most {
+        return Err(refuse("its link target is too long"));
+    }
     let pax = strict_numbers(parsed).map_err(refuse)?;
     let target = || {
         parsed
@@ -390,7 +438,10 @@ fn take(
                 size,
             }
         }
-        (EntryType::Regular, None) if parsed.path.ends_with(b"/") => EntryKind::Directory,
+        // As very old archives have directories. With content it is a file.
+        (EntryType::Regular, None) if parsed.path.ends_with(b"/") && parsed.size == 0 => {
+            EntryKind::Directory
+        }
         (EntryType::Regular | EntryType::Continuous, None) => EntryKind::File,
         (EntryType::Directory, _) => EntryKind::Directory,
         (EntryType::Symlink, _) => EntryKind::Symlink(target()?),

@@ -7,6 +7,7 @@
 mod archive;
 mod directory;
 mod layers;
+mod measure;
 mod unpacked;
 
 use std::borrow::Cow;
@@ -24,7 +25,8 @@ use archive::checked_parts;
 pub use archive::from_tar;
 pub use directory::from_dir;
 use layers::Layer;
-pub use layers::{from_layers, from_layers_kept};
+pub use layers::{Wanted, from_layers, from_layers_kept};
+pub(crate) use measure::block_ranges;
 pub use unpacked::Unpacked;
 
 /// Symlinks followed on the way to one entry.
@@ -184,7 +186,9 @@ impl Source {
                 Ok(Box::new(Positioned { file, at }))
             }
             Source::Packed(file) => {
-                let mut unpacked = codec::unpack_file(file)?;
+                let unpacked = codec::unpack_file(file)?;
+                let most = Limits::default().unpacked_bytes;
+                let mut unpacked = Box::new(codec::Bounded::new(unpacked, most));
                 std::io::copy(&mut (&mut unpacked).take(offset), &mut std::io::sink())?;
                 Ok(unpacked)
             }
@@ -487,39 +491,6 @@ impl Tree {
             Data::Host { path, .. } => std::fs::read(path).map(Some),
         }
     }
-
-    /// Bytes of all files, hard links once: stored ones, and the number of inodes.
-    #[must_use]
-    pub fn measure(&self) -> (u64, u64) {
-        self.measure_from(NodeId::ROOT)
-    }
-
-    /// The same of one directory and what is below it.
-    #[must_use]
-    pub fn measure_from(&self, top: NodeId) -> (u64, u64) {
-        let mut seen = vec![false; self.nodes.len()];
-        let mut pending = vec![top];
-        let (mut bytes, mut inodes) = (0u64, 0u64);
-        while let Some(id) = pending.pop() {
-            if std::mem::replace(&mut seen[id.position()], true) {
-                continue;
-            }
-            inodes += 1;
-            match self.kind(id) {
-                Kind::File(data) => bytes += data.stored().next_multiple_of(4096),
-                Kind::Directory(children) => {
-                    bytes += 4096
-                        + children
-                            .keys()
-                            .map(|name| name.len() as u64 + 12)
-                            .sum::<u64>();
-                    pending.extend(children.values());
-                }
-                _ => {}
-            }
-        }
-        (bytes, inodes)
-    }
 }
 
 /// A tree could not be read.
@@ -528,6 +499,16 @@ pub enum ReadError {
     /// The archive, or an entry of it.
     #[error(transparent)]
     Tar(#[from] TarError),
+    /// A layer is not the one that the image's config names.
+    #[error("layer {number} unpacks to {found}, its config says {named}")]
+    Differs {
+        /// Counted from 1.
+        number: usize,
+        /// What it unpacks to.
+        found: String,
+        /// What it should.
+        named: String,
+    },
     /// A directory of the host.
     #[error("cannot read the directory")]
     Io(#[from] std::io::Error),

@@ -17,7 +17,7 @@ mod words;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
@@ -32,6 +32,9 @@ use crate::tree::Source;
 pub use inside::work;
 use words::{Answer, Content, FIRST, FLAG, News, Task};
 pub use words::{Fault, Refused};
+
+/// What is said of an image whose names alone take more memory than there may be.
+const TOO_MANY: &str = "the image has too many files";
 
 /// Layers could not be made into an image.
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +70,21 @@ impl WorkerError {
     #[must_use]
     pub fn is_no_space(&self) -> bool {
         match self {
-            Self::Open { cause, .. } => cause.kind() == io::ErrorKind::StorageFull,
+            Self::Open { cause, .. } => crate::is_full(cause),
             Self::Refused(refused) => refused.fault == Fault::NoSpace,
             _ => false,
+        }
+    }
+
+    /// A size that the image fits into, when that asked for is too small, bytes.
+    #[must_use]
+    pub fn needs(&self) -> Option<u64> {
+        match self {
+            Self::Refused(refused) => match refused.fault {
+                Fault::Size { least } => Some(least),
+                _ => None,
+            },
+            _ => None,
         }
     }
 
@@ -101,6 +116,9 @@ pub fn write(
     report: &dyn Report,
 ) -> Result<Written, WorkerError> {
     kept(dir, || {
+        order
+            .check(layers.len())
+            .map_err(|error| Refused::of(&error))?;
         let content = Content::Layers(layers.len());
         let layers = layers.iter().map(|layer| open(layer).map(OwnedFd::from));
         let layers = layers.collect::<Result<_, _>>()?;
@@ -223,12 +241,46 @@ fn give(
 }
 
 fn answer(finished: &Finished) -> Result<Written, WorkerError> {
+    // What the allocator says when there is no more memory, of which there is enough for all
+    // that is within the limits.
+    let out_of_memory = finished.status.signal() == Some(libc::SIGABRT)
+        && finished.tail.contains("memory allocation of");
     match Answer::from_json(&finished.stdout) {
         Some(Answer::Written(written)) if finished.status.success() => Ok(written),
         Some(Answer::Refused(refused)) => Err(refused.into()),
+        None if out_of_memory => Err(Refused {
+            fault: Fault::Image,
+            message: TOO_MANY.to_owned(),
+            cause: None,
+        }
+        .into()),
         _ => Err(WorkerError::Died {
             status: finished.status,
             last: io::Error::other(finished.tail.clone()),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_without_memory_left_is_the_image_s_fault_and_any_other_end_is_not() {
+        let ended = |signal, tail: &str| {
+            answer(&Finished {
+                status: ExitStatus::from_raw(signal),
+                stdout: Vec::new(),
+                tail: tail.to_owned(),
+            })
+            .unwrap_err()
+        };
+        let told = "memory allocation of 1073741824 bytes failed";
+        let error = ended(libc::SIGABRT, told);
+        assert!(error.is_of_the_image(), "{error:?}");
+        assert_eq!(error.to_string(), TOO_MANY);
+        for (signal, tail) in [(libc::SIGABRT, "a bug"), (libc::SIGKILL, told)] {
+            assert!(!ended(signal, tail).is_of_the_image());
+        }
     }
 }

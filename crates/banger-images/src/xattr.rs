@@ -64,6 +64,23 @@ fn acl(value: &[u8]) -> Result<Vec<u8>, &'static str> {
     Ok(out)
 }
 
+/// Whether an attribute is one that Linux has on a file. Archives of other systems have others,
+/// which `umoci` leaves out as well.
+pub(crate) fn is_of_linux(name: &str) -> bool {
+    ["user.", "trusted.", "security."]
+        .iter()
+        .any(|namespace| name.starts_with(namespace))
+        || matches!(name, ACCESS | DEFAULT)
+}
+
+/// Whether they may take a block beside the inode.
+pub(crate) fn take_a_block(xattrs: &BTreeMap<String, Vec<u8>>) -> bool {
+    let sizes = xattrs
+        .iter()
+        .map(|(name, value)| 24 + name.len() + value.len());
+    sizes.sum::<usize>() > INODE_ROOM - 4
+}
+
 /// Whether the writer can store them all, by its own rule: in order, what fits goes beside the
 /// inode, and all from the first that does not into one block.
 ///

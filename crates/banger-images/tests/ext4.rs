@@ -88,6 +88,189 @@ fn empty_disks_of_every_size_are_clean_and_small() {
 }
 
 #[test]
+fn a_last_group_too_short_for_anything_is_left_out_of_a_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    let mut sizes = vec![3 * (128 << 20) + 4096, 27 * (128 << 20) + 4096];
+    for spans in [1u64, 2, 3, 31] {
+        let more = [4096, 1 << 20, 3 << 20, 6 << 20, 8 << 20, 9 << 20];
+        sizes.extend(more.map(|more| spans * (2 << 30) + more));
+    }
+    for bytes in sizes {
+        ext4::empty(&path, bytes, "overlay", None, false)
+            .unwrap_or_else(|e| panic!("{bytes}: {e}"));
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), bytes);
+        fsck(&path);
+        let left_out = bytes - held(&path);
+        assert!(left_out < 8 << 20, "{bytes}: {left_out} bytes are not used");
+    }
+}
+
+/// Bytes of the file system.
+fn held(image: &Path) -> u64 {
+    let stats = debugfs(image, "stats -h");
+    let line = stats.lines().find(|line| line.starts_with("Block count:"));
+    let blocks = line.unwrap().split_whitespace().last().unwrap();
+    blocks.parse::<u64>().unwrap() * 4096
+}
+
+#[test]
+fn roots_of_sizes_with_a_short_last_group_are_sound() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    for count in [3, 100_000] {
+        let mut tar = Tar::new();
+        for file in 0..count {
+            let path = format!("{}/{file}", file / 1000);
+            tar.add(&path, EntryType::Regular, b"x", |_| {});
+        }
+        let tar = tar.finish();
+        for spans in [1, 3] {
+            for more in [4096, 1 << 20, 3 << 20, 6 << 20] {
+                let size = spans * (2 << 30) + more;
+                write(tar.try_clone().unwrap(), &image, Some(size));
+                assert_eq!(std::fs::metadata(&image).unwrap().len(), size);
+                fsck(&image);
+            }
+        }
+        // Group 3 has a copy of the superblock.
+        let (groups, more) = (128 << 20, 4096);
+        let short = if count == 3 {
+            3 * groups + more
+        } else {
+            9 * groups + more
+        };
+        write(tar.try_clone().unwrap(), &image, Some(short));
+        fsck(&image);
+    }
+}
+
+#[test]
+fn a_size_that_is_too_small_is_told_with_one_that_does() {
+    let cancel = Cancel::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let map = (0..2000).map(|n| SparseEntry {
+        offset: n * 10_000 + 4090,
+        length: 12,
+    });
+    let map: Vec<SparseEntry> = map.collect();
+    type Fill = Box<dyn Fn(&mut Tar)>;
+    let trees: [(&str, Fill); 6] = [
+        ("nothing", Box::new(|_| {})),
+        (
+            "one large",
+            Box::new(|tar| tar.add("f", EntryType::Regular, &vec![1; 300 << 20], |_| {})),
+        ),
+        (
+            "small files",
+            Box::new(|tar| {
+                for n in 0..60_000 {
+                    tar.add(
+                        &format!("{}/{n}", n % 100),
+                        EntryType::Regular,
+                        b"x",
+                        |_| {},
+                    );
+                }
+            }),
+        ),
+        (
+            "long names",
+            Box::new(|tar| {
+                for n in 0..20_000 {
+                    tar.add(&format!("d/{n:0>250}"), EntryType::Regular, b"", |_| {});
+                }
+            }),
+        ),
+        (
+            "long links and attributes",
+            Box::new(|tar| {
+                for n in 0..20_000 {
+                    tar.add(&format!("l{n}"), EntryType::Symlink, b"", |e| {
+                        e.link_name("t".repeat(60 + n % 1000));
+                    });
+                    tar.add(&format!("x{n}"), EntryType::Regular, b"", |e| {
+                        e.add_pax("SCHILY.xattr.user.a", vec![b'a'; 200]);
+                    });
+                }
+            }),
+        ),
+        (
+            "pieces of files",
+            Box::new(move |tar| {
+                for n in 0..20 {
+                    tar.add(&format!("{n}"), EntryType::Regular, &[7; 24_000], |e| {
+                        e.sparse(&map, 1 << 30);
+                    });
+                }
+            }),
+        ),
+    ];
+    for (what, fill) in trees {
+        let mut tar = Tar::new();
+        fill(&mut tar);
+        let tar = tar.finish();
+        let tree = tree::from_tar(&tar, 0, &Limits::default(), &cancel, &Quiet).unwrap();
+        let sources = [Source::Plain(tar)];
+        let least = ext4::least_size(&tree, false);
+        let mut size = least;
+        let mut told = 0;
+        // What is told does, however little was asked for; and not much less would.
+        while size > 4096 {
+            let options = options(size);
+            let made = InProcess.write(&tree, &sources, &image, &options, &cancel, &Quiet);
+            match made {
+                Ok(()) => fsck(&image),
+                Err(ext4::WriteError::TooSmall {
+                    bytes,
+                    least: needed,
+                }) => {
+                    assert_eq!((bytes, needed), (size, least), "{what}");
+                    told += 1;
+                }
+                Err(other) => panic!("{what} in {size}: {other}"),
+            }
+            assert!(size < least || told == 0, "{what}: {least} do not do");
+            if told == 0 && size + (40 << 20) < least / 4 * 3 {
+                panic!("{what}: {least} are far more than {size}, which do");
+            }
+            size = size / 7 * 6 / 4096 * 4096;
+        }
+        assert!(told > 0, "{what}");
+    }
+}
+
+#[test]
+fn content_of_most_of_the_largest_disk_gets_no_more_than_the_largest_disk() {
+    let sparse = |gib: u64| {
+        let mut tree = tree::Tree::new();
+        let kind = tree::Kind::File(tree::Data::Host {
+            path: "/none".into(),
+            size: gib << 30,
+        });
+        tree.make("f", tree::Meta::root(0o644, 0), kind).unwrap();
+        tree
+    };
+    assert_eq!(ext4::roomy_size(&sparse(100)), ext4::MAX_DISK_BYTES);
+    let too_much = sparse(128);
+    let dir = tempfile::tempdir().unwrap();
+    let made = InProcess.write(
+        &too_much,
+        &[],
+        &dir.path().join("image"),
+        &options(ext4::roomy_size(&too_much)),
+        &Cancel::new().unwrap(),
+        &Quiet,
+    );
+    let error = made.unwrap_err().to_string();
+    assert!(
+        error.starts_with("the files do not fit into 128G"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_disk_of_an_impossible_size_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
@@ -347,7 +530,7 @@ fn a_tree_that_does_not_fit_fails_and_leaves_no_image() {
         )
         .unwrap_err();
     assert!(
-        matches!(error, ext4::WriteError::Layout { .. }),
+        matches!(error, ext4::WriteError::TooSmall { .. }),
         "{error:?}"
     );
     assert!(!image.exists());
@@ -375,7 +558,7 @@ fn an_image_of_nothing_but_empty_files_is_sound_or_refused() {
     let refused = InProcess.write(&tree, &sources, &image, &options, &cancel, &Quiet);
     let error = refused.unwrap_err().to_string();
     assert!(
-        error.contains("400401 files are more than 1073741824 bytes hold"),
+        error.contains("the files do not fit into 1G: they need "),
         "{error}"
     );
     assert!(!image.exists());
@@ -509,7 +692,10 @@ fn what_is_in_the_home_of_root_becomes_a_seed_too() {
     };
     directory(&mut tar, "etc", 0o755);
     directory(&mut tar, "root", 0o2710);
-    directory(&mut tar, "root/.ssh", 0o700);
+    tar.add("root/.ssh", EntryType::Directory, b"", |e| {
+        e.mode(0o700).unwrap();
+        e.add_pax("mtime", "1500000000.5");
+    });
     let release = b"ID=debian\nVERSION_CODENAME=bookworm\n";
     tar.add("etc/os-release", EntryType::Regular, release, |_| {});
     tar.add("etc/outside", EntryType::Regular, b"shared", |e| {
@@ -521,6 +707,7 @@ fn what_is_in_the_home_of_root_becomes_a_seed_too() {
     tar.add("root/.ssh/key", EntryType::Regular, b"secret", |e| {
         e.mode(0o600).unwrap();
         e.add_pax("SCHILY.xattr.user.kind", "test");
+        e.add_pax("mtime", "1600000000.123456789");
     });
     tar.add("root/inside", EntryType::Link, b"", |e| {
         e.link_name("etc/outside");
@@ -549,6 +736,11 @@ fn what_is_in_the_home_of_root_becomes_a_seed_too() {
         ("stat /root", "Mode:  02710"),
         ("stat /root/.ssh/key", "Mode:  0600"),
         ("ea_list /root/.ssh/key", "user.kind"),
+        ("stat /root/.ssh/key", "mtime: 0x5f5e1000:1d6f3454"),
+        ("stat /root/.ssh", "mtime: 0x59682f00:77359400"),
+        ("stat /root/long", "mtime: 0x6553f100"),
+        ("stat /root/link", "mtime: 0x6553f100"),
+        ("stat /root", "mtime: 0x6553f100"),
         ("cat /root/.ssh/key", "secret"),
         ("cat /root/inside", "shared"),
         ("stat /root/inside", "User:     5"),

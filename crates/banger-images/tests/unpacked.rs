@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use banger_images::ext4::{ROOTFS, RootFiles};
+use banger_images::ext4::{ROOTFS, RootFiles, SEED};
 use banger_images::oci::{self, OciError, Order};
 use banger_images::tree::Source;
 use banger_images::{Cancel, Quiet};
@@ -201,6 +201,7 @@ fn make(layers: &[Vec<u8>], dir: &Path, pack: Pack) -> Result<PathBuf, OciError>
     let order = Order {
         size_bytes: None,
         uuid: [7; 16],
+        diff_ids: None,
     };
     let cancel = Cancel::new().unwrap();
     oci::write(sources, &files, &order, &cancel, &Quiet).map(|_| dir.join(ROOTFS))
@@ -701,4 +702,59 @@ fn a_path_of_4096_bytes_is_taken_and_one_more_refused() {
     }
     let error = make(&deep(4097), &dir.path().join("longer"), Pack::No).unwrap_err();
     assert!(error.is_of_the_image(), "{error:?}");
+    let said = error.to_string();
+    assert!(said.starts_with(r#"entry "dddd"#), "{said}");
+    assert!(
+        said.ends_with(r#"eee" of the archive: its path is too long"#),
+        "{said}"
+    );
+    assert!(said.len() < 500, "{said}");
+}
+
+#[test]
+fn attributes_of_other_systems_are_left_out_as_umoci_does() {
+    if !inside("attributes_of_other_systems_are_left_out_as_umoci_does") {
+        return;
+    }
+    let layers = stack(vec![vec![
+        Entry::file("apple", "x")
+            .attribute("com.apple.quarantine", "0081;0;Safari;")
+            .attribute("user.kept", "k"),
+        Entry::dir("odd").attribute("odd.name", vec![b'x'; 9000]),
+        Entry::link("link", b'2', "apple").attribute("bare", "x"),
+        Entry::file("strange", "x").attribute("system.strange", "x"),
+    ]]);
+    assert_same("attributes of other systems", &layers, |root| {
+        let found: Vec<_> = xattrs(&root.join("apple")).into_keys().collect();
+        assert_eq!(found, ["user.kept"]);
+    });
+}
+
+#[test]
+fn however_a_tree_is_packed_the_image_is_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut entries = vec![Entry::dir("root").mode(0o700)];
+    for number in 0..300u32 {
+        let data = vec![number as u8; number as usize * 331];
+        entries.push(Entry::file(format!("d{}/{number}", number % 7), &data).at(1_700_000_000, 5));
+        entries.push(Entry::file(format!("root/{number}"), &data));
+    }
+    let layers = stack(vec![entries, vec![Entry::file("d1/.wh.8", "")]]);
+    let images = [Pack::No, Pack::Gzip, Pack::Zstd].map(|pack| {
+        let dir = dir.path().join(format!("{pack:?}"));
+        make(&layers, &dir, pack).unwrap();
+        dir
+    });
+    for name in [ROOTFS, SEED] {
+        for image in &images[1..] {
+            let [first, other] = [&images[0], image].map(|dir| dir.join(name));
+            let same = Command::new("cmp").args([&first, &other]).status().unwrap();
+            assert!(
+                same.success(),
+                "{} is not {}",
+                other.display(),
+                first.display()
+            );
+        }
+    }
 }

@@ -5,7 +5,7 @@
 //! the repository `team/app`, by tag.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -113,18 +113,44 @@ pub struct Image {
 /// `sha256:` and the digest.
 #[must_use]
 pub fn digest(bytes: &[u8]) -> String {
-    let digits = Sha256::digest(bytes);
+    named(&Sha256::digest(bytes))
+}
+
+fn named(digits: &[u8]) -> String {
     let digits: String = digits.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{digits}")
+}
+
+/// The digest of what a layer unpacks to; of what cannot be unpacked, its own.
+fn diff_id(layer: &[u8]) -> String {
+    let mut unpacked: Box<dyn Read> = match layer {
+        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(layer)),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => match zstd::Decoder::new(layer) {
+            Ok(decoder) => Box::new(decoder),
+            Err(_) => return digest(layer),
+        },
+        _ => Box::new(layer),
+    };
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match unpacked.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => hash.update(&buffer[..read]),
+            Err(_) => return digest(layer),
+        }
+    }
+    named(&hash.finalize())
 }
 
 impl Image {
     /// Of these layers, whatever they are packed with.
     #[must_use]
     pub fn of(layers: Vec<Vec<u8>>) -> Self {
+        let diff_ids: Vec<_> = layers.iter().map(|layer| diff_id(layer)).collect();
         let config = json!({
             "os": "linux", "architecture": "amd64", "config": {},
-            "rootfs": {"type": "layers", "diff_ids": []},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
         let config = config.to_string().into_bytes();
         let entry = |kind: &str, bytes: &[u8]| {

@@ -103,8 +103,18 @@ fn archives_that_lie_are_refused_by_the_name_of_their_entry() {
             ],
         ),
         ("zero byte", vec![file("plain").record("path", "a\0b")]),
-        ("not UTF-8", vec![Entry::file(b"dir/\xff\xfe", "x")]),
-        ("not UTF-8", vec![Entry::link("l", b"\xff", false)]),
+        (
+            r#"entry "dir/\\xff\\xfe" of the archive: its name is not UTF-8"#,
+            vec![Entry::file(b"dir/\xff\xfe", "x")],
+        ),
+        (
+            r#"entry "l" of the archive: its link target is not UTF-8"#,
+            vec![Entry::link("l", b"\xff", false)],
+        ),
+        (
+            r#"/end" of the archive: its path is too long"#,
+            vec![file("plain").record("path", format!("{}end", "d/".repeat(2100)))],
+        ),
         (
             "its name is too long",
             vec![file("plain").record("path", &long)],
@@ -116,12 +126,12 @@ fn archives_that_lie_are_refused_by_the_name_of_their_entry() {
         ),
         ("damaged time", vec![file("f").record("mtime", "soon")]),
         (
-            "too large for the file system",
+            r#"entry "f" of the archive: an attribute is too large for the file system"#,
             vec![file("f").record("SCHILY.xattr.user.large", vec![b'x'; 60_000])],
         ),
         (
             "namespace that is not known",
-            vec![file("f").record("SCHILY.xattr.odd.name", "x")],
+            vec![file("f").record("SCHILY.xattr.user.", "x")],
         ),
         (
             "a damaged access list",

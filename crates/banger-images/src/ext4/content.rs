@@ -5,24 +5,10 @@ use std::io::{self, Read};
 
 use mkext4::SparseSeg;
 
-use super::BLOCK;
 use crate::progress::{Cancel, Report};
-use crate::tree::{Data, Source};
+use crate::tree::{Data, Source, block_ranges};
 
-/// Stored ranges rounded out to blocks, with the holes between them.
-fn block_ranges(map: &[(u64, u64)], size: u64) -> Vec<(u64, u64)> {
-    let mut ranges: Vec<(u64, u64)> = Vec::new();
-    for &(offset, length) in map {
-        let start = offset / BLOCK * BLOCK;
-        let end = (offset + length).next_multiple_of(BLOCK).min(size);
-        match ranges.last_mut() {
-            Some((_, last)) if *last >= start => *last = end.max(*last),
-            _ => ranges.push((start, end)),
-        }
-    }
-    ranges
-}
-
+/// The stored ranges of a file as the writer takes them: whole blocks, with the holes between.
 pub(super) fn block_segments(map: &[(u64, u64)], size: u64) -> Vec<SparseSeg> {
     let mut segments = Vec::new();
     let mut at = 0;

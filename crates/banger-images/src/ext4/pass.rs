@@ -7,10 +7,13 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write as _};
 
+use mkext4::build::Layout;
+
 use super::content::{Counted, Streams, source_order};
 use super::layout::{Pending, declare, declare_as};
+use super::size::{self, BYTES_PER_INODE, GROUP, LEAST_PER_INODE};
 use super::{
-    BLOCK, Image, ImageOptions, LEAST_PER_INODE, MIN_DISK_BYTES, Root, WriteError, builder,
+    BLOCK, Image, ImageOptions, MAX_DISK_BYTES, MIN_DISK_BYTES, Root, WriteError, builder,
     builder_with, io_error, layout_error,
 };
 use crate::codec::Positioned;
@@ -22,10 +25,10 @@ const TOP: &str = "root";
 /// Blocks of a seed's journal: it keeps its size when a disk grows, so it is that of a disk of
 /// several GiB, as `mke2fs` has it. It is a hole.
 const JOURNAL: u32 = 16_384;
-/// Bytes of a block group.
-const GROUP: u64 = 128 << 20;
-/// As `mke2fs` has it.
-const BYTES_PER_INODE: u64 = 16_384;
+
+/// Memory that the writer may take, bytes. It holds every block of every directory: small
+/// archives can have many. 2,000,000 files fit, or 350,000 directories.
+const MEMORY: u64 = 7 << 28;
 
 /// The directory that a seed is made of, and where to.
 pub(super) struct Home<'a> {
@@ -47,10 +50,15 @@ pub(super) fn write(
     cancel: &Cancel,
     report: &dyn Report,
 ) -> Result<Root, WriteError> {
-    let mut builder = builder(image.options, inodes(tree, image.options)?)?;
-    let mut files = declare(tree, &mut builder, cancel)?;
-    let layout = builder.seal().map_err(layout_error)?;
-    let sink = image.sink(layout.image_len())?;
+    let seeded = home
+        .as_ref()
+        .map_or(0, |home| tree.measured(home.id).memory);
+    if tree.measured(NodeId::ROOT).memory + seeded > MEMORY {
+        let why = "the image has too many files, directories and attributes".to_owned();
+        return Err(WriteError::Layout { why });
+    }
+    let (layout, mut files) = plan(tree, image.options, cancel)?;
+    let sink = image.sink()?;
     let mut writer = layout.writer(sink).map_err(|e| image.write_error(e))?;
     let seed = home
         .map(|home| Seed::plan(tree, home, image.options, cancel))
@@ -75,14 +83,20 @@ pub(super) fn write(
             cancel,
             report,
         };
+        let mut failed = None;
         let mut read = Keeping {
+            failed: &mut failed,
             inner: counted,
             keeper: kept.keeper(file.id),
             said: (release == Some(file.id)).then_some(&mut said),
         };
         let filled = writer.fill(file.handle, &mut read);
         cancel.check()?;
-        filled.map_err(|error| image.write_error(error))?;
+        filled.map_err(|error| match failed {
+            // The writer makes words of it.
+            Some(source) => io_error(image.name, source),
+            None => image.write_error(error),
+        })?;
     }
     writer.finish().map_err(|error| image.write_error(error))?;
     report.bytes(total, Some(total));
@@ -106,32 +120,39 @@ fn os_release(tree: &Tree) -> Option<NodeId> {
     })
 }
 
-/// Inodes of an image: room for new files, or as few as the tree has.
-fn inodes(tree: &Tree, options: &ImageOptions) -> Result<u64, WriteError> {
-    let (_, inodes) = tree.measure();
-    let (least, wanted) = if options.read_only {
-        (inodes + 64, inodes + 64)
-    } else {
-        // One inode per 16 KiB is too few for a tree of small files.
-        let roomy = inodes * 2 + 65_536;
-        (inodes + 16, roomy.max(options.size_bytes / BYTES_PER_INODE))
-    };
-    let most = options.size_bytes / LEAST_PER_INODE;
-    if least > most {
-        let why = format!(
-            "{inodes} files are more than {} bytes hold",
-            options.size_bytes
-        );
-        return Err(WriteError::Layout { why });
+/// Lays a tree out.
+fn plan<'a>(
+    tree: &'a Tree,
+    options: &ImageOptions,
+    cancel: &Cancel,
+) -> Result<(Layout, Vec<Pending<'a>>), WriteError> {
+    let bytes = options.size_bytes;
+    if bytes > MAX_DISK_BYTES {
+        return Err(WriteError::Size { bytes });
     }
-    Ok(wanted.min(most))
+    let too_small = || {
+        let least = size::least_size(tree, options.read_only);
+        (bytes < least).then_some(WriteError::TooSmall { bytes, least })
+    };
+    let (_, inodes) = tree.measure();
+    let inodes = size::inode_count(inodes, size::usable(bytes), options.read_only)
+        .ok_or_else(|| too_small().expect("the least size has room for the inodes"))?;
+    let planned = builder(options, inodes).and_then(|mut builder| {
+        let files = declare(tree, &mut builder, cancel)?;
+        Ok((builder.seal().map_err(layout_error)?, files))
+    });
+    // What the writer says of a tree that does not fit is told from nothing else it says.
+    planned.map_err(|error| match error {
+        WriteError::Layout { .. } => too_small().unwrap_or(error),
+        other => other,
+    })
 }
 
 /// The seed of work disks, laid out and not yet written.
 struct Seed<'a> {
     home: Home<'a>,
     options: ImageOptions,
-    layout: mkext4::build::Layout,
+    layout: Layout,
     files: Vec<Pending<'a>>,
 }
 
@@ -149,14 +170,14 @@ impl<'a> Seed<'a> {
             .max(inodes * 2 * LEAST_PER_INODE)
             .max(MIN_DISK_BYTES);
         let options = ImageOptions {
-            size_bytes: size.next_multiple_of(GROUP),
+            size_bytes: size.next_multiple_of(GROUP).min(MAX_DISK_BYTES),
             label: Some("work".to_owned()),
             uuid: root.uuid.map(super::as_sibling),
             ..root.clone()
         };
         // Every group that a disk grows by gets as many as the first have.
         let spread = options.size_bytes / BYTES_PER_INODE;
-        let mut builder = builder_with(&options, spread.max(inodes * 2), Some(JOURNAL))?;
+        let mut builder = builder_with(&options, spread.max(inodes * 2), JOURNAL)?;
         let files = declare_as(tree, home.id, TOP, &mut builder, cancel)?;
         Ok(Self {
             home,
@@ -171,8 +192,9 @@ impl<'a> Seed<'a> {
             file: self.home.seed,
             name: super::SEED,
             options: &self.options,
+            keep_free: 0,
         };
-        let sink = image.sink(self.layout.image_len())?;
+        let sink = image.sink()?;
         let writer = self.layout.writer(sink);
         let mut writer = writer.map_err(|error| image.write_error(error))?;
         for file in &self.files {
@@ -232,6 +254,8 @@ struct Keeper<'a> {
 
 /// Keeps what is read.
 struct Keeping<'a, R> {
+    /// Why it could not be read, or not be kept.
+    failed: &'a mut Option<io::Error>,
     inner: R,
     keeper: Option<Keeper<'a>>,
     said: Option<&'a mut Vec<u8>>,
@@ -239,6 +263,16 @@ struct Keeping<'a, R> {
 
 impl<R: Read> Read for Keeping<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.read_and_keep(buffer).map_err(|error| {
+            let kind = error.kind();
+            *self.failed = Some(error);
+            kind.into()
+        })
+    }
+}
+
+impl<R: Read> Keeping<'_, R> {
+    fn read_and_keep(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         if let Some(keeper) = &mut self.keeper {
             let mut spool = keeper.spool;

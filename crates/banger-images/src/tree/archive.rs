@@ -67,7 +67,9 @@ impl Tree {
         }
         let mut xattrs = BTreeMap::new();
         for (name, value) in entry.xattrs {
-            xattrs.insert(name, value);
+            if xattr::is_of_linux(&name) {
+                xattrs.insert(name, value);
+            }
         }
         xattr::check(&xattrs).map_err(refuse)?;
         let meta = Meta {

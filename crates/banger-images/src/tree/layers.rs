@@ -7,10 +7,13 @@
 //! The form of whiteouts is that of the OCI image specification, "Layer Filesystem Changeset".
 
 use std::collections::HashSet;
-use std::io::BufReader;
+use std::io::{self, BufReader, Read};
 
-use super::unpacked::{Keeping, Unpacked};
+use sha2::{Digest as _, Sha256};
+
+use super::unpacked::Unpacked;
 use super::{Kind, NodeId, ReadError, Source, Tree};
+use crate::codec::Bounded;
 use crate::progress::{Cancel, Report};
 use crate::tar::{Limits, Reader, Stream, TarError};
 
@@ -48,9 +51,19 @@ pub fn from_layers(
     let mut tree = Tree::new();
     let mut left = *limits;
     for (source, layer) in layers.iter().enumerate() {
-        left = tree.add_layer(source, layer, None, &left, cancel, report)?;
+        let bytes = layer.bytes_from(0).map_err(TarError::Io)?;
+        left = tree.add_layer(source, bytes, &left, cancel, report)?.0;
     }
     Ok(tree)
+}
+
+/// What layers have to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// What each unpacks to, where that is known.
+    pub diff_ids: Option<&'a [String]>,
+    /// All of them together.
+    pub limits: &'a Limits,
 }
 
 /// The same, and keeps what was unpacked as far as there is room for it. Gives the sources that
@@ -61,39 +74,52 @@ pub fn from_layers(
 pub fn from_layers_kept(
     layers: Vec<Source>,
     unpacked: &Unpacked,
-    limits: &Limits,
+    wanted: &Wanted<'_>,
     cancel: &Cancel,
     report: &dyn Report,
 ) -> Result<(Tree, Vec<Source>), ReadError> {
     let mut tree = Tree::new();
-    let mut left = *limits;
+    let mut left = *wanted.limits;
     let mut room = unpacked.room();
     let mut sources = Vec::with_capacity(layers.len());
     for (source, layer) in layers.into_iter().enumerate() {
         let mut keeping = room.begin(&layer);
-        left = tree.add_layer(source, &layer, Some(&mut keeping), &left, cancel, report)?;
+        let bytes = layer.bytes_from(0).map_err(TarError::Io)?;
+        let found;
+        (left, found) = tree.add_layer(source, keeping.beside(bytes), &left, cancel, report)?;
+        if let Some(named) = wanted.diff_ids.and_then(|ids| ids.get(source))
+            && *named != found
+        {
+            return Err(ReadError::Differs {
+                number: source + 1,
+                found,
+                named: named.clone(),
+            });
+        }
         sources.push(keeping.finish(layer));
     }
     Ok((tree, sources))
 }
 
 impl Tree {
-    /// Merges a layer into what is below it. Gives the limits for those above.
+    /// Merges a layer into what is below it. Gives the limits for those above, and what it
+    /// unpacks to.
     fn add_layer(
         &mut self,
         source: usize,
-        layer: &Source,
-        keeping: Option<&mut Keeping<'_>>,
+        unpacked: Box<dyn Read + '_>,
         limits: &Limits,
         cancel: &Cancel,
         report: &dyn Report,
-    ) -> Result<Limits, ReadError> {
+    ) -> Result<(Limits, String), ReadError> {
         self.begin_layer();
-        let mut unpacked = layer.bytes_from(0).map_err(TarError::Io)?;
-        if let Some(keeping) = keeping {
-            unpacked = keeping.beside(unpacked);
-        }
-        let mut reader = Reader::new(Stream(BufReader::with_capacity(ROUND, unpacked)), *limits);
+        let mut hashed = Hashed {
+            inner: Bounded::new(unpacked, limits.unpacked_bytes),
+            hash: Sha256::new(),
+            read: 0,
+        };
+        let input = Stream(BufReader::with_capacity(ROUND, &mut hashed));
+        let mut reader = Reader::new(input, *limits);
         let mut count = 0u32;
         while let Some(entry) = reader.next_entry()? {
             count += 1;
@@ -103,8 +129,25 @@ impl Tree {
             }
             self.add_entry(entry, source, limits)?;
         }
-        cancel.check()?;
-        Ok(reader.left())
+        let mut left = reader.left();
+        let holes = reader.holes();
+        drop(reader);
+        // The digest is of what follows the archive's end too.
+        let mut buffer = vec![0; ROUND];
+        loop {
+            cancel.check()?;
+            match hashed.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(TarError::Io(error).into()),
+            }
+        }
+        let spent = hashed.read.saturating_add(holes);
+        left.unpacked_bytes = limits.unpacked_bytes.saturating_sub(spent);
+        let digits = hashed.hash.finalize();
+        let digits: String = digits.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok((left, format!("sha256:{digits}")))
     }
 
     /// What is added from here on is another layer's.
@@ -168,6 +211,9 @@ impl Tree {
     /// of this layer stays. Each directory is looked at once in a layer, however often and in
     /// however many directories above it is named.
     fn clear_older(&mut self, directory: NodeId) {
+        if self.layer.cleared.contains(&directory) {
+            return;
+        }
         let mut found = vec![directory];
         let mut next = 0;
         // Those above stand before those below. No recursion: links make trees deeper than
@@ -205,5 +251,21 @@ impl Tree {
         node.layer == self.layer.number
             || matches!(&node.kind, Kind::Directory(children) if !children.is_empty())
             || self.layer.linked.contains(&(parent, name.to_owned()))
+    }
+}
+
+/// Hashes what is read.
+struct Hashed<R> {
+    inner: R,
+    hash: Sha256,
+    read: u64,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..read]);
+        self.read += read as u64;
+        Ok(read)
     }
 }

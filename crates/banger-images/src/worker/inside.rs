@@ -17,9 +17,9 @@ use crate::packed;
 use crate::progress::{Cancel, Report};
 use crate::tree::{Source, Unpacked};
 
-/// Writable memory it may have, bytes: what the limits of archives allow a tree to take, and a
-/// decompressor's window, with much room.
-const MAX_DATA: u64 = 4 << 30;
+/// Writable memory it may have, bytes: what the limits of archives allow a tree to take, what
+/// the writer may take for it, and a decompressor's window, with room.
+const MAX_DATA: u64 = 3 << 30;
 /// Longest file it may write, bytes: the largest image, and some.
 const MAX_FILE: u64 = MAX_DISK_BYTES + (1 << 30);
 /// Bytes are told no more often than this.
@@ -85,6 +85,9 @@ impl Given {
             },
             cancel: Cancel::new()?,
         };
+        // Where memory is short, this process is what the host can do without best. Without that
+        // it goes on.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
         confine()?;
         Ok(given)
     }
@@ -156,6 +159,7 @@ const FREE: &[libc::c_long] = &[
     libc::SYS_exit_group,
     libc::SYS_fdatasync,
     libc::SYS_fstat,
+    libc::SYS_fstatfs,
     libc::SYS_fsync,
     libc::SYS_ftruncate,
     libc::SYS_futex,

@@ -97,6 +97,11 @@ impl Answer {
 pub enum Fault {
     /// The image's.
     Image,
+    /// Nobody's: the size that was asked for is too small.
+    Size {
+        /// One that is not, bytes.
+        least: u64,
+    },
     /// The disk is full.
     NoSpace,
     /// This host's, or ours.
@@ -120,6 +125,8 @@ impl Refused {
     pub(super) fn of(error: &OciError) -> Refused {
         let fault = if error.is_no_space() {
             Fault::NoSpace
+        } else if let Some(least) = error.needs() {
+            Fault::Size { least }
         } else if error.is_of_the_image() {
             Fault::Image
         } else {

@@ -109,6 +109,8 @@ pub(super) fn of_worker(error: &WorkerError) -> Failure {
         was_cancelled()
     } else if error.is_no_space() {
         describe(Code::NoSpace, error).hint(RECLAIM)
+    } else if let Some(least) = error.needs() {
+        too_small(least, error)
     } else if error.is_of_the_image() {
         describe(Code::BadArchive, error)
     } else {
@@ -122,6 +124,8 @@ pub(super) fn of_packed(error: &WorkerError) -> Failure {
         was_cancelled()
     } else if error.is_no_space() {
         describe(Code::NoSpace, error)
+    } else if let Some(least) = error.needs() {
+        too_small(least, error)
     } else if error.is_of_the_image() {
         describe(Code::BuildFailed, error)
     } else {
@@ -129,7 +133,18 @@ pub(super) fn of_packed(error: &WorkerError) -> Failure {
     }
 }
 
+/// The size that was asked for is; `least` is not, bytes.
+fn too_small(least: u64, error: &dyn std::error::Error) -> Failure {
+    let size = banger_images::ext4::shown(least);
+    describe(Code::BadSize, error).hint(format!("--size {size}"))
+}
+
 pub(super) fn of_suite(error: &SuiteError) -> Failure {
+    if let SuiteError::Write(cause) = error
+        && let Some(least) = cause.needs()
+    {
+        return too_small(least, error);
+    }
     match error {
         SuiteError::NoTool { hint, .. } => describe(Code::NoTool, error).hint(*hint),
         SuiteError::NoSources => {
@@ -143,5 +158,29 @@ pub(super) fn of_suite(error: &SuiteError) -> Failure {
             describe(Code::BuildFailed, error)
         }
         SuiteError::Cancelled(_) => was_cancelled(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use banger_images::worker::{Fault, Refused};
+
+    use super::*;
+
+    #[test]
+    fn a_size_that_is_too_small_is_told_with_one_that_does() {
+        let refused = |least| {
+            WorkerError::Refused(Refused {
+                fault: Fault::Size { least },
+                message: "the files do not fit into 256M: they need 700M".to_owned(),
+                cause: None,
+            })
+        };
+        for (least, hint) in [(700 << 20, "--size 700M"), (3 << 30, "--size 3G")] {
+            for failure in [of_worker(&refused(least)), of_packed(&refused(least))] {
+                assert_eq!(failure.code, Code::BadSize);
+                assert_eq!(failure.hint.as_deref(), Some(hint));
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@ use banger_registry::Weight;
 use crate::failure::Failure;
 
 /// Below this many free bytes no VM is made and nothing is fetched or built.
-const LEAST: u64 = 1 << 30;
+const LEAST: u64 = banger_images::ext4::LEAST_FREE;
 
 /// Refuses when less than 1 GiB is free below the path, which belongs to this
 /// state directory.

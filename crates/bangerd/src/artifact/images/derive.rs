@@ -215,6 +215,7 @@ fn fill(
     let order = Order {
         size_bytes: size.map(Size::bytes),
         uuid: ext4::as_uuid(uuid),
+        diff_ids: None,
     };
     let written = worker::write_packed(spool, dir, &order, cancel, report)
         .map_err(|error| failures::of_packed(&error))?;

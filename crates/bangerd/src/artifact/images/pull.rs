@@ -273,6 +273,7 @@ fn fill(
     let order = Order {
         size_bytes: wanted.size_bytes,
         uuid: uuid_of(&digest),
+        diff_ids: Some(config.diff_ids.clone()),
     };
     // A unit test's program is not the daemon's.
     let write = match cfg!(test) {
