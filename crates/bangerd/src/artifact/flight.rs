@@ -209,12 +209,20 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         });
         let boarded = seat(&flight);
         flying.insert(key.to_owned(), Arc::clone(&flight));
+        let given_up = cancel.clone();
         let doing = work(cancel, teller);
         let (all, key) = (Arc::clone(&self.flying), key.to_owned());
         self.tasks.spawn(async move {
             // Also when the work panics nobody waits for ever.
             let landing = Landing { all, key, flight };
-            let outcome = doing.await;
+            let outcome = match doing.await {
+                // Whatever it says that it met: it was made to end.
+                Err(failure) if given_up.is_cancelled() => {
+                    tracing::debug!(error = failure.sentence(), "given up");
+                    Err(was_cancelled())
+                }
+                outcome => outcome,
+            };
             landing.flight.outcome.send_replace(Some(outcome));
         });
         Ok(boarded)
@@ -439,6 +447,19 @@ mod tests {
         assert!(one.flight.cancel.is_cancelled());
         drop((one, two));
         assert!(lock(&flights.flying).is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_fails_because_it_was_given_up_is_cancelled_whatever_it_says() {
+        let flights = Flights::<u32>::new(TaskTracker::new());
+        let one = Waiter::new();
+        let work = |cancel: Cancel, _: Arc<dyn Report>| async move {
+            cancelled(cancel).await;
+            Err(Failure::new(Code::BadPath, "cannot use x: it ends early"))
+        };
+        let leave = async { one.cancel.cancel() };
+        let (outcome, ()) = tokio::join!(flights.join("k", &one, work), leave);
+        assert_eq!(outcome.unwrap_err().code, Code::Cancelled);
     }
 
     #[tokio::test]

