@@ -31,6 +31,7 @@ pub use fixture::{Kernel, Root};
 pub use house::House;
 pub use registry::Registry;
 pub use run::{Call, Live};
+pub use small::Small;
 pub use terminal::Terminal;
 pub use user::User;
 pub use world::World;

@@ -15,14 +15,14 @@ pub struct Small<'h> {
 }
 
 impl<'h> Small<'h> {
-    /// Mounts one of so many MiB; `None` where this user may not mount.
+    /// Mounts one of a size as `tmpfs` takes it; `None` where this user may not mount.
     ///
     /// # Panics
     /// When its place cannot be made.
     #[must_use]
-    pub fn mount(house: &'h House, at: PathBuf, mib: u32) -> Option<Self> {
+    pub fn mount(house: &'h House, at: PathBuf, size: &str) -> Option<Self> {
         fs::create_dir_all(&at).expect("an own directory");
-        let options = format!("size={mib}m,mode=700");
+        let options = format!("size={size},mode=700");
         let words = ["-t", "tmpfs", "-o", &options, "none"].map(AsRef::as_ref);
         let words = words.into_iter().chain([at.as_os_str()]);
         let done = Call::new("mount", words).run();

@@ -229,6 +229,14 @@ fn bundles_are_made_served_listed_pulled_and_boot_offline() {
         row.contains("available") && row.ends_with("One program"),
         "{list}"
     );
+    let size = |list: &str| {
+        let column = list.find("SIZE").expect("it has a head");
+        let row = list.lines().find(|line| line.starts_with("box "));
+        let rest = &row.expect("it is listed")[column..];
+        rest.split("  ").next().unwrap_or_default().to_owned()
+    };
+    let fetched = size(&list);
+    assert!(fetched.ends_with('M'), "that of the bundle: {list}");
     assert!(list.contains("debian-bookworm"), "{list}");
     let list = house.banger("kernel list --available --json").ok().json();
     let entries = list["entries"].as_array().expect("a list");
@@ -253,6 +261,10 @@ fn bundles_are_made_served_listed_pulled_and_boot_offline() {
             .any(|l| l.starts_with("box ") && l.contains(" pulled ")),
         "{list}"
     );
+    let taken = size(&list);
+    assert!(taken.ends_with('M') && taken != fetched, "{list}");
+    let all = house.banger("image list").ok().out();
+    assert!(all.contains(&taken), "as it is listed itself: {all}");
     let _ = house.banger("pull box").expect(4).says("already exists");
     let _ = house
         .banger("kernel pull mine")
@@ -263,9 +275,12 @@ fn bundles_are_made_served_listed_pulled_and_boot_offline() {
         .expect(3)
         .says("--available");
 
-    // What was fetched once is not fetched again.
+    // What was fetched once is not fetched again, under whatever name.
     let asked = web.requests();
     assert_eq!(house.banger("pull box --name other").ok().line(), "other");
+    let again = house.banger("kernel pull mine --name today").ok();
+    assert_eq!(again.line(), "today");
+    let _ = house.banger("kernel rm today").ok();
     assert_eq!(web.requests(), asked);
 
     if !house.go_offline() {

@@ -5,8 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use e2e::small::Small;
-use e2e::{House, Kernel, Root, skip, wait};
+use e2e::{House, Kernel, Root, Small, skip, wait};
 
 const LONG: Duration = Duration::from_secs(600);
 /// A log, and the journal of the database.
@@ -53,7 +52,7 @@ fn a_build_that_runs_out_of_room(script: &str, now: impl Fn(&House) -> bool, why
         skip!("a small file system for the state needs root to mount it");
     }
     let house = furnished();
-    let Some(small) = Small::mount(&house, house.state(), 1800) else {
+    let Some(small) = Small::mount(&house, house.state(), "1800m") else {
         skip!("this root may not mount")
     };
     house.furnish(Root::Bare, Kernel::Old);
@@ -119,7 +118,7 @@ fn a_disk_that_fills_up_during_a_build_is_no_space_and_gets_all_of_it_back() {
         skip!("a small file system for the state needs root to mount it");
     }
     let house = furnished();
-    let Some(small) = Small::mount(&house, house.state(), 1400) else {
+    let Some(small) = Small::mount(&house, house.state(), "1400m") else {
         skip!("this root may not mount")
     };
     let _ = house.banger("list").ok();

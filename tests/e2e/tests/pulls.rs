@@ -1,13 +1,14 @@
 //! Pulls that meet each other, are given up, are cut, or run out of room: what has come stays in
 //! the cache and comes only once, and nothing else is left.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use e2e::archive::{Entry, gzip, tar};
-use e2e::toy::{Gate, Image, Toy};
-use e2e::{Call, Census, House, Live, Terminal, skip, wait};
+use e2e::toy::{Gate, Image, Toy, digest};
+use e2e::{Call, Census, House, Live, Small, Terminal, disk, skip, wait};
 
 const SOON: Duration = Duration::from_secs(60);
 /// Enough to be met in the middle of it.
@@ -179,6 +180,88 @@ fn who_gives_up_leaves_the_others_their_pull() {
 }
 
 #[test]
+fn one_image_under_two_names_is_one_download_whoever_gives_up() {
+    let (house, before) = begun();
+    let image = image();
+    let layer = image.layer_path(0);
+    let (toy, gate, reference) = holding(&image, &layer, LARGE / 2);
+    let first = pull(&house, &reference);
+    wait::until_true("much of it is here", SOON, || {
+        part_bytes(&house).is_some_and(|bytes| bytes as usize > LARGE / 4)
+    });
+    let second = house.call(["pull", &reference, "--name", "other"]).start();
+    toy.wait_asked("/v2/team/app/manifests/1", 2);
+    // Who downloads goes, and the other one, which waited, goes on with it.
+    first.ctrl_c();
+    let _ = first.wait().expect(130);
+    assert_eq!(second.wait().ok().line(), "other");
+    gate.open();
+    let asked = toy.asked(&layer);
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    assert!(asked[1].from > LARGE / 4, "only the rest comes: {asked:?}");
+    assert_eq!(toy.asked(&image.layer_path(1)).len(), 1);
+    let list = house.banger("image list --json").ok().json();
+    assert_eq!(list["images"].as_array().map(Vec::len), Some(1), "{list}");
+    let _ = house.banger("image rm other").ok();
+    house.assert_as_before(&before, SOON);
+}
+
+#[test]
+fn as_many_layers_as_an_image_may_have_come_where_a_login_may_open_few_files() {
+    let house = House::new();
+    let layer = |n: usize| gzip(&tar(&[Entry::file(format!("file-{n}"), n.to_string())]));
+    let image = Image::of((0..512).map(layer).collect());
+    let toy = Toy::start(|_| None);
+    let reference = toy.put("1", image);
+    let banger = house.programs().join("banger");
+    // Of this the daemon is started.
+    let mut words: Vec<&OsStr> = vec!["--nofile=200:".as_ref(), banger.as_os_str()];
+    words.extend(["pull", &reference, "--name", "pulled"].map(OsStr::new));
+    let done = house.wrap(Call::new("prlimit", words)).run().ok();
+    assert_eq!(done.line(), "pulled");
+    assert_eq!(blobs(&house).len(), 513, "layers and config");
+    let daemon = house.daemon_pid().expect("it runs");
+    let limits = fs::read_to_string(format!("/proc/{daemon}/limits")).expect("it runs");
+    let open = limits.lines().find(|line| line.starts_with("Max open"));
+    let soft = open.and_then(|line| line.split_whitespace().nth(3));
+    assert_ne!(soft, Some("200"), "{limits}");
+}
+
+#[test]
+fn a_large_image_gets_half_as_much_again_and_a_size_that_holds_it_is_its_size() {
+    let (house, before) = begun();
+    const CONTENT: u64 = 800 << 20;
+    // Packs well, so that it comes at once.
+    let content = noise(1 << 12).repeat((CONTENT >> 12) as usize);
+    let toy = Toy::start(|_| None);
+    let reference = toy.put(
+        "1",
+        Image::of(vec![gzip(&tar(&[Entry::file("f", content)]))]),
+    );
+    let size = |name: &str| {
+        let words = ["image", "show", name, "--json"];
+        let shown = house.call(words).run().ok().json();
+        let path = shown["image"]["rootfs_path"].as_str().expect("a path");
+        disk::filesystem_bytes(Path::new(path))
+    };
+    assert_eq!(pull(&house, &reference).wait().ok().line(), "pulled");
+    let roomy = size("pulled");
+    let (least, most) = (CONTENT * 3 / 2, CONTENT * 8 / 5);
+    assert!(least <= roomy && roomy < most, "{roomy} bytes");
+
+    let sized = ["pull", &reference, "--name", "sized", "--size"];
+    let with = |size| house.call(sized.iter().chain(&[size]));
+    let _ = with("1G").run().ok();
+    assert_eq!(size("sized"), 1 << 30);
+    let _ = house.banger("image rm sized pulled").ok();
+    // What cannot hold it leaves nothing.
+    let done = with("512M").run();
+    assert_ne!(done.code, 0, "{done}");
+    println!("{}", done.err());
+    house.assert_as_before(&before, SOON);
+}
+
+#[test]
 fn a_pull_that_is_given_up_goes_on_where_it_was() {
     let (house, before) = begun();
     let image = image();
@@ -259,6 +342,39 @@ fn a_pull_that_is_given_up_while_it_is_unpacked_leaves_its_blobs() {
 }
 
 #[test]
+fn files_that_are_given_up_while_they_are_read_leave_only_whole_blobs() {
+    let (house, before) = begun();
+    let layer = tar(&[Entry::file("large", noise(4 * LARGE))]);
+    let small = tar(&[Entry::file("small", "small")]);
+    let config = serde_json::json!({
+        "os": "linux", "architecture": "amd64",
+        "rootfs": {"type": "layers", "diff_ids": [digest(&small), digest(&layer)]},
+    })
+    .to_string();
+    let manifest = r#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["s.tar","l.tar"]}]"#;
+    let archive = house.dir().join("archive.tar");
+    let entries = [
+        Entry::file("manifest.json", manifest),
+        Entry::file("c.json", config),
+        Entry::file("s.tar", small),
+        Entry::file("l.tar", layer),
+    ];
+    fs::write(&archive, tar(&entries)).expect("an own file");
+    let reference = format!("docker-archive:{}", archive.display());
+    let live = pull(&house, &reference);
+    wait_stage(&house, "read_files");
+    live.ctrl_c();
+    let _ = live.wait().expect(130);
+    house.assert_as_before(&before, SOON);
+    let kept = blobs(&house);
+    assert!(kept.len() < 3, "it was given up in time: {kept:?}");
+    assert!(!kept.iter().any(|(name, _)| is_part(name)), "{kept:?}");
+    assert_eq!(pull(&house, &reference).wait().ok().line(), "pulled");
+    let _ = house.banger("image rm pulled").ok();
+    house.assert_as_before(&before, SOON);
+}
+
+#[test]
 fn a_daemon_that_dies_in_a_download_goes_on_with_it_when_asked_again() {
     let (house, before) = begun();
     let image = image();
@@ -278,48 +394,6 @@ fn a_daemon_that_dies_in_a_download_goes_on_with_it_when_asked_again() {
     let asked = toy.asked(&image.layer_path(0));
     assert_eq!(asked.last().map(|last| last.from as u64), Some(kept));
     let _ = house.banger("image rm pulled").ok();
-}
-
-/// A small file system somewhere in a house; gone when dropped, with the daemon that uses it.
-struct Small<'h> {
-    house: &'h House,
-    at: PathBuf,
-}
-
-impl<'h> Small<'h> {
-    /// `None` where this user may not mount.
-    fn mount(house: &'h House, at: PathBuf, size: &str) -> Option<Self> {
-        fs::create_dir_all(&at).expect("an own directory");
-        let options = format!("size={size},mode=700");
-        let words = ["-t", "tmpfs", "-o", &options, "none"].map(AsRef::as_ref);
-        let words = words.into_iter().chain([at.as_os_str()]);
-        let done = Call::new("mount", words).run();
-        (done.code == 0).then_some(Self { house, at })
-    }
-
-    fn free(&self) -> u64 {
-        let found = rustix::fs::statvfs(&self.at).expect("it is mounted");
-        found.f_bavail * found.f_frsize
-    }
-
-    /// Leaves so many bytes, until the file that it says is removed.
-    fn fill(&self, leave: u64) -> PathBuf {
-        let file = self.at.join("filler");
-        let size = (self.free() - leave).to_string();
-        let words = ["-l".as_ref(), size.as_ref(), file.as_os_str()];
-        let _ = Call::new("fallocate", words).run().ok();
-        file
-    }
-}
-
-impl Drop for Small<'_> {
-    fn drop(&mut self) {
-        if self.house.daemon_pid().is_some() {
-            let _ = self.house.banger("daemon stop");
-            wait::eventually(SOON, || self.house.daemon_pid().is_none().then_some(()));
-        }
-        let _ = Call::new("umount", [self.at.as_os_str()]).run();
-    }
 }
 
 #[test]

@@ -159,6 +159,17 @@ fn an_image_of_a_registry_is_pulled_once_and_boots() {
     disk::assert_clean(seed);
     assert_eq!(image["managed"], true);
     assert_eq!(image["distro"], "testix 7");
+    // The least, and what is asked for.
+    let bytes = |image: &Value| {
+        let path = Path::new(image["rootfs_path"].as_str().expect("a path"));
+        disk::filesystem_bytes(path)
+    };
+    assert_eq!(bytes(image), 1 << 30);
+    let sized = format!("pull {reference} --name sized --size 3G");
+    let _ = house.banger(&sized).ok();
+    let sized = house.banger("image show sized --json").ok().json();
+    assert_eq!(bytes(&sized["image"]), 3 << 30);
+    let _ = house.banger("image rm sized").ok();
     let oci = &image["oci"];
     assert_eq!(oci["reference"], reference);
     assert_eq!(oci["platform"], "linux/amd64");
