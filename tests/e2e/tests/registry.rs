@@ -1,7 +1,7 @@
 //! Images pulled from a real registry and from files, and booted.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -368,4 +368,35 @@ fn an_image_that_is_pulled_boots_the_kernel_it_was_given() {
     assert_eq!(done.line(), version);
     let _ = house.banger("image rm image-1").ok();
     house.assert_as_before(&before, SOON);
+}
+
+/// Whether the catalog's entries that come of a registry are there today.
+#[test]
+fn images_of_the_catalog_are_where_it_says() {
+    const HUB: &str = "registry-1.docker.io:443";
+    let file = include_str!("../../../crates/bangerd/src/artifact/catalog/builtin.json");
+    let file: Value = serde_json::from_str(file).expect("it is JSON");
+    let entries = file["entries"].as_array().expect("a list");
+    let recipes = entries.iter().map(|entry| &entry["recipe"]);
+    let references: Vec<&str> = recipes
+        .map(|recipe| recipe.as_str().expect("text"))
+        .filter(|recipe| !recipe.starts_with("suite:") && !recipe.starts_with("deb:"))
+        .collect();
+    assert!(references.len() > 1, "{references:?}");
+    let reached = HUB
+        .to_socket_addrs()
+        .ok()
+        .and_then(|mut all| all.next())
+        .and_then(|hub| std::net::TcpStream::connect_timeout(&hub, Duration::from_secs(5)).ok());
+    if census::which("skopeo").is_none() || reached.is_none() {
+        skip!("needs skopeo and a way to {HUB}");
+    }
+    for reference in references {
+        let _ = Call::new(
+            "skopeo",
+            ["inspect", "--raw", &format!("docker://{reference}")],
+        )
+        .run()
+        .ok();
+    }
 }

@@ -395,6 +395,37 @@ mod tests {
     }
 
     #[test]
+    fn every_entry_that_is_built_in_is_one_that_can_be_had() {
+        let all = parse(BUILTIN).unwrap();
+        assert!(!all.is_empty());
+        for entry in all {
+            let name = &entry.about.name;
+            assert!(
+                entry.about.description.is_some() && entry.about.distro.is_some(),
+                "{name}"
+            );
+            match (entry.kind, &entry.origin) {
+                // Debootstrap's own list of what there is.
+                (Kind::Image, Origin::Suite(suite)) => {
+                    assert_eq!(*name, format!("debian-{suite}"));
+                    assert!(["bookworm", "trixie"].contains(&suite.as_str()), "{suite}");
+                }
+                (Kind::Kernel, Origin::Deb(package)) => {
+                    let arch = entry.about.arch.as_deref().unwrap_or_default();
+                    assert_eq!(*package, format!("linux-image-cloud-{arch}"));
+                }
+                (Kind::Image, Origin::Reference(text)) => {
+                    let reference: Reference = text.parse().unwrap();
+                    assert_eq!(reference.registry(), "docker.io", "{text}");
+                    assert!(reference.tag().is_some(), "{text}");
+                    assert_eq!(reference.to_string(), *text, "it is spelled out");
+                }
+                (kind, origin) => panic!("{kind:?} {name} comes of {origin:?}"),
+            }
+        }
+    }
+
+    #[test]
     fn the_kind_of_an_entry_is_said_or_shows() {
         let kinds = |entries: &[Value]| -> Vec<Kind> {
             of(entries)
