@@ -14,7 +14,7 @@ use crate::cache::{Cache, Claim, Hold, Part};
 use crate::digest::Digest;
 use crate::document::Descriptor;
 use crate::download::Address;
-use crate::error::{Fault, RegistryError, Tries, lost, stalled, unavailable};
+use crate::error::{Fault, RegistryError, Remedy, Tries, lost, stalled, unavailable};
 use crate::limits::Limits;
 use crate::session::Session;
 
@@ -207,7 +207,13 @@ pub(crate) async fn obtain(
             moved(size, Some(size));
             return Ok(hold);
         }
-        (Claim::Part(part), length) => part.resume(length.most()).await?,
+        (Claim::Part(mut part), length) => {
+            // A length that is known was asked for before.
+            if matches!(length, Length::AtMost(_)) {
+                part.spare_room();
+            }
+            part.resume(length.most()).await?
+        }
     };
     // Cut between its last byte and its name.
     if part.len() > 0 && part.digest() == wanted.digest {
@@ -242,8 +248,17 @@ pub(crate) async fn obtain(
     }
 }
 
+/// Before the digest in what a blob is called.
+const NAMED: &str = "blob ";
+
 fn named(blob: &Descriptor) -> String {
-    format!("blob {}", blob.digest)
+    format!("{NAMED}{}", blob.digest)
+}
+
+/// Whether this is what a blob is called in messages.
+pub(crate) fn is_blob(what: &str) -> bool {
+    let digest = what.strip_prefix(NAMED);
+    digest.is_some_and(|digest| digest.parse::<Digest>().is_ok())
 }
 
 pub(crate) fn damaged(blob: &Descriptor, why: String) -> RegistryError {
@@ -292,7 +307,8 @@ async fn transfer(
             let begins = response.headers().get(CONTENT_RANGE);
             if begins.and_then(|value| first_byte(value.to_str().ok()?)) != Some(part.len()) {
                 let why = "it answered with other bytes than were asked for".to_owned();
-                let fault = Fault::passing(unavailable(origin.host(), what, why, None));
+                let remedy = Remedy::Operator;
+                let fault = Fault::passing(unavailable(origin.host(), what, why, remedy, None));
                 return Ok((part.restart().await?, Some(fault)));
             }
         }

@@ -28,11 +28,15 @@ use crate::error::RegistryError;
 
 /// Read at once when a part is hashed again.
 const READ_CHUNK: usize = 256 << 10;
+/// Bytes written between two looks at what is free on the disk.
+const LOOK_EVERY: u64 = 64 << 20;
 
 /// A directory of verified blobs. Clones are the same directory.
 #[derive(Debug, Clone)]
 pub struct Cache {
     blobs: PathBuf,
+    /// Bytes of the disk that what grows unforeseen leaves free.
+    spare: u64,
 }
 
 /// A file of the cache.
@@ -66,7 +70,14 @@ impl Cache {
             .mode(0o700)
             .create(&blobs)
             .map_err(|cause| RegistryError::disk("make", &blobs, cause))?;
-        Ok(Cache { blobs })
+        Ok(Cache { blobs, spare: 0 })
+    }
+
+    /// The same cache, which leaves so many bytes of its disk free when it writes what nobody
+    /// knows the length of.
+    #[must_use]
+    pub fn sparing(self, spare: u64) -> Cache {
+        Cache { spare, ..self }
     }
 
     /// Where the blob is, or would be.
@@ -248,6 +259,8 @@ impl Cache {
                 hash: Sha256::new(),
                 len: 0,
                 inherited: 0,
+                spare: self.spare,
+                look_at: None,
             };
             // Or it ended between our look and our opening, and this is a new, empty part.
             if let Some((size, hold)) = self.hold(digest).await? {
@@ -383,6 +396,10 @@ pub(crate) struct Part {
     hash: Sha256,
     len: u64,
     inherited: u64,
+    /// Bytes of the disk to leave free.
+    spare: u64,
+    /// At which length the disk is looked at; never, where there is none.
+    look_at: Option<u64>,
 }
 
 impl Drop for Part {
@@ -458,6 +475,7 @@ impl Part {
         fill: impl FnOnce(&mut Filling<'_>) -> Result<(), RegistryError>,
     ) -> Result<Hold, RegistryError> {
         let path = self.path.clone();
+        self.spare_room();
         let filled = self
             .clear()
             .map_err(|cause| RegistryError::disk("empty", &path, cause))
@@ -480,7 +498,19 @@ impl Part {
         unlink(&self.path)
     }
 
+    /// From here on what is written leaves some room on the disk.
+    pub(crate) fn spare_room(&mut self) {
+        self.look_at = Some(0);
+    }
+
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.look_at.is_some_and(|at| at <= self.len) {
+            let disk = rustix::fs::fstatvfs(&self.file)?;
+            if disk.f_bavail.saturating_mul(disk.f_frsize) < self.spare {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.look_at = Some(self.len + LOOK_EVERY);
+        }
         self.file.write_all(bytes)?;
         self.count(bytes);
         Ok(())
@@ -571,6 +601,35 @@ mod tests {
             Claim::Part(part) => part.resume(size).await.expect("what is there"),
             Claim::Whole { .. } => panic!("{digest} is whole"),
         }
+    }
+
+    #[tokio::test]
+    async fn the_disk_is_looked_at_before_the_first_byte_and_again_later() {
+        let (_dir, cache) = cache();
+        let digest = Digest::of(b"hello");
+        // What is known beforehand was asked for beforehand.
+        let greedy = cache.clone().sparing(u64::MAX);
+        let known = part(&greedy, digest, 5).await;
+        let mut known = known.append(vec![Bytes::from("he")]).await.expect("room");
+        known.spare_room();
+        let full = known.append(vec![Bytes::from("llo")]).await;
+        assert!(
+            matches!(full, Err(RegistryError::NoSpace { .. })),
+            "{full:?}"
+        );
+
+        let mut grows = part(&cache, Digest::of(b"other"), 5).await;
+        grows.spare_room();
+        let mut grows = grows.append(vec![Bytes::from("x")]).await.expect("room");
+        assert_eq!(grows.look_at, Some(LOOK_EVERY));
+        grows.spare = u64::MAX;
+        let mut grows = grows.append(vec![Bytes::from("y")]).await.expect("no look");
+        grows.len = LOOK_EVERY;
+        let full = grows.append(vec![Bytes::from("z")]).await;
+        assert!(
+            matches!(full, Err(RegistryError::NoSpace { .. })),
+            "{full:?}"
+        );
     }
 
     #[tokio::test]

@@ -40,6 +40,13 @@ pub struct Descriptor {
     pub size: u64,
 }
 
+impl Descriptor {
+    /// Whether it says that it is a layer that is not packed.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.media_type.ends_with(".tar")
+    }
+}
+
 /// What an image is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageManifest {

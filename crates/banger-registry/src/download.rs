@@ -13,7 +13,7 @@ use crate::Client;
 use crate::blob::{self, Length, Origin, Wanted};
 use crate::cache::Cache;
 use crate::digest::Digest;
-use crate::error::{Again, Fault, RegistryError, lost, plain, stalled, unavailable};
+use crate::error::{Again, Fault, RegistryError, Remedy, lost, plain, stalled, unavailable};
 use crate::http::{self, Clear, Clients};
 use crate::limits::Limits;
 
@@ -68,7 +68,12 @@ impl Address<'_> {
             None => Again::Soon,
         };
         let why = format!("it answered {}", status.as_u16());
-        let error = unavailable(self.host(), self.what(), why, None);
+        let remedy = if passes {
+            Remedy::Wait
+        } else {
+            Remedy::Operator
+        };
+        let error = unavailable(self.host(), self.what(), why, remedy, None);
         Err(Fault { error, again })
     }
 }

@@ -10,6 +10,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::blob::is_blob;
+use crate::document::Platform;
 use crate::http::{self, TlsFault};
 use crate::limits::Limits;
 
@@ -64,6 +66,8 @@ pub enum RegistryError {
         what: String,
         /// What happened.
         why: String,
+        /// What may help.
+        remedy: Remedy,
         /// The library's error, where there is one.
         #[source]
         cause: Option<Box<dyn Error + Send + Sync>>,
@@ -172,11 +176,90 @@ pub enum RegistryError {
     Cancelled,
 }
 
+/// What may help where a request came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// Nobody was reached: the address, or the way there.
+    Reach,
+    /// It broke off: the next try goes on with what came.
+    Repeat,
+    /// The server has a trouble of its own, which may pass.
+    Wait,
+    /// The server answers in a way that no wait changes.
+    Operator,
+}
+
+impl Remedy {
+    fn hint(self, registry: &str) -> String {
+        match self {
+            Remedy::Reach => format!(
+                "is {registry} spelled right, and reachable from here? A proxy is taken from \
+                 HTTPS_PROXY and HTTP_PROXY of the daemon's environment"
+            ),
+            Remedy::Repeat => "repeat the command: it goes on with what came already".to_owned(),
+            Remedy::Wait => "try again later: what came already is kept".to_owned(),
+            Remedy::Operator => format!(
+                "is {registry} the registry that is meant? Whoever runs it, or a proxy before it, \
+                 is to look into that answer"
+            ),
+        }
+    }
+}
+
 impl RegistryError {
-    /// The next step for a person, when there is one.
+    /// The next step for a person. `None` where somebody else knows it: what makes room, and
+    /// whoever cancelled.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
+            RegistryError::BadReference { value, .. } if value.contains("://") => {
+                Some("leave out what stands before the host: HOST/NAME:TAG".to_owned())
+            }
+            RegistryError::BadReference { .. } => Some(
+                "NAME:TAG or HOST/NAME:TAG as docker spells it, \
+                 oci-layout:DIR or docker-archive:FILE"
+                    .to_owned(),
+            ),
+            // The manifest is there, and names it.
+            RegistryError::NotFound { what, .. } if is_blob(what) => {
+                Some("the image is not whole there: have it pushed again".to_owned())
+            }
+            RegistryError::NotFound { registry, .. } => Some(format!(
+                "check the name and the tag; if it is private: {}",
+                login_hint(registry)
+            )),
+            RegistryError::Damaged { .. } => Some(
+                "try again; if it stays so, have the image pushed or saved again, and see whether \
+                 something on the way changes it"
+                    .to_owned(),
+            ),
+            RegistryError::Unsupported { .. } => {
+                let (limits, platform) = (Limits::default(), Platform::host());
+                Some(format!(
+                    "choose another tag: it takes an image for linux/{}, of at most {} layers and {}G",
+                    platform.architecture,
+                    limits.layers,
+                    limits.image >> 30
+                ))
+            }
+            RegistryError::BadPath { .. } => Some(
+                "give the absolute path of an oci-layout directory or a docker-archive file that \
+                 you may read"
+                    .to_owned(),
+            ),
+            RegistryError::BadArchive { .. } => Some(
+                "make it again with docker save, or with skopeo copy to oci: or docker-archive:"
+                    .to_owned(),
+            ),
+            RegistryError::Logins { path, .. } => Some(format!(
+                "correct {0}, or move it away to pull without a login",
+                path.display()
+            )),
+            RegistryError::Cache { path, .. } => Some(format!(
+                "see that {} and what is above it is yours and can be written",
+                path.display()
+            )),
+            RegistryError::Setup { .. } => Some("sudo apt install ca-certificates".to_owned()),
             RegistryError::Denied { registry, .. } => Some(login_hint(registry)),
             RegistryError::RateLimited { registry, wait, .. } => Some(match wait {
                 Some(wait) => format!(
@@ -191,16 +274,21 @@ impl RegistryError {
             )),
             RegistryError::Unavailable {
                 registry,
-                cause: Some(cause),
+                remedy,
+                cause,
                 ..
-            } => http::tls_fault(&**cause).map(|fault| match fault {
-                TlsFault::Certificate => "put its CA's certificate into \
+            } => {
+                let fault = cause.as_ref().and_then(|cause| http::tls_fault(&**cause));
+                Some(match fault {
+                    Some(TlsFault::Certificate) => "put its CA's certificate into \
                      /usr/local/share/ca-certificates and run sudo update-ca-certificates"
-                    .to_owned(),
-                TlsFault::NoTls => format!(
-                    "insecure_registries = [{registry:?}] in config.toml, where you trust the network"
-                ),
-            }),
+                        .to_owned(),
+                    Some(TlsFault::NoTls) => format!(
+                        "insecure_registries = [{registry:?}] in config.toml, where you trust the network"
+                    ),
+                    None => remedy.hint(registry),
+                })
+            }
             RegistryError::Ambiguous { offered, .. } if offered.is_empty() => {
                 Some("give each image a tag where it was made".to_owned())
             }
@@ -213,7 +301,9 @@ impl RegistryError {
                     several.join(", ")
                 )),
             },
-            _ => None,
+            RegistryError::NoSpace { .. }
+            | RegistryError::NoRoom { .. }
+            | RegistryError::Cancelled => None,
         }
     }
 
@@ -252,9 +342,14 @@ pub(crate) fn lost(host: &str, what: &str, cause: reqwest::Error) -> Fault {
         cause if cause.is_redirect() => "it leads elsewhere in a way that is not followed",
         _ => "the connection was lost",
     };
-    let stays = cause.is_redirect() || cause.is_builder() || tls.is_some();
+    let remedy = match &cause {
+        cause if cause.is_redirect() || cause.is_builder() => Remedy::Operator,
+        cause if cause.is_connect() => Remedy::Reach,
+        _ => Remedy::Repeat,
+    };
+    let stays = remedy == Remedy::Operator || tls.is_some();
     Fault {
-        error: unavailable(host, what, why.to_owned(), Some(Box::new(cause))),
+        error: unavailable(host, what, why.to_owned(), remedy, Some(Box::new(cause))),
         again: if stays { Again::Never } else { Again::Soon },
     }
 }
@@ -262,7 +357,7 @@ pub(crate) fn lost(host: &str, what: &str, cause: reqwest::Error) -> Fault {
 /// No byte came for this long.
 pub(crate) fn stalled(host: &str, what: &str, limit: Duration) -> Fault {
     let why = format!("nothing came for {} s", limit.as_secs_f32());
-    Fault::passing(unavailable(host, what, why, None))
+    Fault::passing(unavailable(host, what, why, Remedy::Repeat, None))
 }
 
 /// [`RegistryError::Unavailable`].
@@ -270,12 +365,14 @@ pub(crate) fn unavailable(
     host: &str,
     what: &str,
     why: String,
+    remedy: Remedy,
     cause: Option<Box<dyn Error + Send + Sync>>,
 ) -> RegistryError {
     RegistryError::Unavailable {
         registry: host.to_owned(),
         what: what.to_owned(),
         why,
+        remedy,
         cause,
     }
 }
@@ -409,6 +506,100 @@ mod tests {
                 pause >= full / 2 && pause <= full,
                 "{failed} failed: {pause:?}"
             );
+        }
+    }
+
+    #[test]
+    fn pauses_after_as_many_failures_differ() {
+        let limits = Limits::default();
+        let mut tries = Tries::new(&limits);
+        tries.failed = 3;
+        let drawn: std::collections::HashSet<Duration> = (0..32).map(|_| tries.backoff()).collect();
+        // Some may be the same; all are not, but once in far more runs than there will be.
+        assert!(drawn.len() > 16, "{drawn:?}");
+        let (full, half) = (limits.first_pause * 4, limits.first_pause * 2);
+        let spread = drawn.iter().max().copied().unwrap_or_default()
+            - drawn.iter().min().copied().unwrap_or_default();
+        assert!(spread > (full - half) / 4, "{drawn:?}");
+    }
+
+    #[test]
+    fn whatever_went_wrong_has_a_next_step_that_is_about_it() {
+        let text = || "x".to_owned();
+        let unavailable = |remedy| unavailable("reg.lan", "a/b:1", text(), remedy, None);
+        let blob = format!("blob {}", crate::Digest::of(b""));
+        let absent = |what: &str| RegistryError::NotFound {
+            registry: "reg.lan".to_owned(),
+            what: what.to_owned(),
+        };
+        let (what, why, path) = (text(), text(), PathBuf::from("/p/q"));
+        for (error, step) in [
+            (
+                RegistryError::BadReference {
+                    value: text(),
+                    why: text(),
+                },
+                "HOST/NAME:TAG",
+            ),
+            (
+                RegistryError::BadReference {
+                    value: "https://a/b".to_owned(),
+                    why: text(),
+                },
+                "leave out",
+            ),
+            (
+                absent("a/b:1"),
+                "check the name and the tag; if it is private: docker login reg.lan",
+            ),
+            (absent(&blob), "pushed again"),
+            (unavailable(Remedy::Reach), "is reg.lan spelled right"),
+            (unavailable(Remedy::Repeat), "goes on with what came"),
+            (unavailable(Remedy::Wait), "try again later"),
+            (unavailable(Remedy::Operator), "Whoever runs it"),
+            (
+                RegistryError::Damaged {
+                    what: what.clone(),
+                    why: why.clone(),
+                },
+                "try again",
+            ),
+            (
+                RegistryError::Unsupported {
+                    what,
+                    why: why.clone(),
+                },
+                "512 layers and 128G",
+            ),
+            (
+                RegistryError::BadPath {
+                    path: path.clone(),
+                    why: why.clone(),
+                    cause: None,
+                },
+                "you may read",
+            ),
+            (
+                RegistryError::BadArchive {
+                    place: text(),
+                    why: why.clone(),
+                },
+                "docker save",
+            ),
+            (
+                RegistryError::Logins {
+                    path: path.clone(),
+                    why,
+                },
+                "correct /p/q",
+            ),
+            (
+                RegistryError::disk("write", &path, io::ErrorKind::PermissionDenied.into()),
+                "see that /p/q",
+            ),
+        ] {
+            let hint = error.hint().unwrap_or_default();
+            assert!(hint.contains(step), "{error}: no {step:?} in {hint:?}");
         }
     }
 

@@ -46,7 +46,7 @@ pub use blob::{Count, Progress, Step};
 pub use cache::{Blob, Cache, Hold};
 pub use digest::{BadDigest, Digest};
 pub use document::{Descriptor, ImageManifest, Platform};
-pub use error::RegistryError;
+pub use error::{RegistryError, Remedy};
 pub use limits::Limits;
 pub use reference::Reference;
 pub use source::{Form, Local, Source};
@@ -111,6 +111,8 @@ pub struct Pulled {
 pub struct Weight {
     /// Its layers, as they are packed.
     pub layers: u64,
+    /// Those of them that are not packed.
+    pub plain: u64,
     /// What of them is not in the cache yet.
     pub missing: u64,
 }
@@ -119,13 +121,17 @@ pub struct Weight {
 pub type Admit<'p> = &'p (dyn Fn(&Weight) -> Result<(), String> + Send + Sync);
 
 impl Weight {
-    fn of(layers: &[&Descriptor], cache: &Cache) -> Result<Weight, RegistryError> {
+    pub(crate) fn of(layers: &[&Descriptor], cache: &Cache) -> Result<Weight, RegistryError> {
         let mut weight = Weight {
             layers: 0,
+            plain: 0,
             missing: 0,
         };
         for layer in layers {
             weight.layers += layer.size;
+            if layer.is_plain() {
+                weight.plain += layer.size;
+            }
             weight.missing += layer.size.saturating_sub(cache.held(layer.digest)?);
         }
         Ok(weight)

@@ -23,14 +23,14 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::OFlags;
 use tokio_util::sync::CancellationToken;
 
-use crate::Pulled;
 use crate::blob::{Progress, Share, Tally};
 use crate::cache::{Cache, Claim, Hold, Part};
 use crate::digest::Digest;
-use crate::document::{self, Platform};
+use crate::document::{self, Descriptor, Platform};
 use crate::error::{RegistryError, plain};
 use crate::limits::Limits;
 use crate::source::{Form, Local};
+use crate::{Admit, Pulled, Weight};
 
 /// Read, hashed and written at once, bytes.
 const CHUNK: usize = 256 << 10;
@@ -43,6 +43,7 @@ struct Desk<'d> {
     cache: &'d Cache,
     platform: &'d Platform,
     limits: &'d Limits,
+    admit: Admit<'d>,
     tally: Tally<'d>,
     cancel: &'d CancellationToken,
     /// Keep what is in the cache already.
@@ -62,11 +63,30 @@ pub fn pull(
     progress: Progress<'_>,
     cancel: &CancellationToken,
 ) -> Result<Pulled, RegistryError> {
+    let admit = |_: &Weight| Ok(());
+    pull_if(local, cache, platform, limits, &admit, progress, cancel)
+}
+
+/// The same, but before a layer is copied, `admit` says whether there is room for them: for at
+/// least as many bytes as they are in the files.
+///
+/// # Errors
+/// Those of [`pull`], and [`RegistryError::NoRoom`].
+pub fn pull_if(
+    local: &Local,
+    cache: &Cache,
+    platform: &Platform,
+    limits: &Limits,
+    admit: Admit<'_>,
+    progress: Progress<'_>,
+    cancel: &CancellationToken,
+) -> Result<Pulled, RegistryError> {
     let desk = Desk {
         local,
         cache,
         platform,
         limits,
+        admit,
         tally: Tally::new(0, progress),
         cancel,
         holds: Mutex::default(),
@@ -83,6 +103,12 @@ impl Desk<'_> {
             true => Err(RegistryError::Cancelled),
             false => Ok(()),
         }
+    }
+
+    /// Refuses layers that there is no room for.
+    fn admit(&self, layers: &[&Descriptor]) -> Result<(), RegistryError> {
+        let weight = Weight::of(layers, self.cache)?;
+        (self.admit)(&weight).map_err(|why| RegistryError::NoRoom { why })
     }
 
     fn bad_archive(&self, why: impl Into<String>) -> RegistryError {

@@ -6,7 +6,6 @@
 //! to this registry and to the token server it names, over TLS unless the registry itself is
 //! without.
 
-use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +15,7 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 
 use crate::auth::{Credential, Logins};
-use crate::error::{self, Again, Fault, RegistryError, plain};
+use crate::error::{self, Again, Fault, RegistryError, Remedy, plain};
 use crate::http::{self, BodyError, Clear, Clients, TlsFault};
 use crate::limits::Limits;
 use crate::reference::Reference;
@@ -218,13 +217,8 @@ impl<'c> Session<'c> {
         error::stalled(self.reference.registry(), what, limit)
     }
 
-    pub(crate) fn unavailable(
-        &self,
-        what: &str,
-        why: String,
-        cause: Option<Box<dyn Error + Send + Sync>>,
-    ) -> RegistryError {
-        error::unavailable(self.reference.registry(), what, why, cause)
+    pub(crate) fn unavailable(&self, what: &str, why: String, remedy: Remedy) -> RegistryError {
+        error::unavailable(self.reference.registry(), what, why, remedy, None)
     }
 
     /// What a status that is no success means. `by_registry` is false when a host answered that
@@ -265,8 +259,13 @@ impl<'c> Session<'c> {
                     "" => format!("it answered {}", status.as_u16()),
                     message => format!("it answered {}: {message}", status.as_u16()),
                 };
+                let remedy = if passes {
+                    Remedy::Wait
+                } else {
+                    Remedy::Operator
+                };
                 Fault {
-                    error: self.unavailable(what, why, None),
+                    error: self.unavailable(what, why, remedy),
                     again: if passes { again } else { Again::Never },
                 }
             }

@@ -12,7 +12,7 @@ use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 
 use crate::auth::Credential;
-use crate::error::Fault;
+use crate::error::{Fault, Remedy};
 use crate::session::Session;
 
 /// Tokens of clouds are some KiB.
@@ -88,7 +88,7 @@ pub(crate) async fn obtain(
     credential: Option<&Credential>,
     what: &str,
 ) -> Result<HeaderValue, Fault> {
-    let odd = |why: &str| Fault::from(session.unavailable(what, why.to_owned(), None));
+    let odd = |why: &str| Fault::from(session.unavailable(what, why.to_owned(), Remedy::Operator));
     let realm: Url = realm
         .parse()
         .map_err(|_| odd("its token server has no legal address"))?;

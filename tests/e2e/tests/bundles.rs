@@ -370,7 +370,7 @@ fn bad_catalogs_and_bundles_are_told_and_leave_nothing() {
     web.hold_after(Some(whole.len() / 2));
     let pull = house.call(["pull", "box"]).start();
     wait::until_true("bytes come", SOON, || {
-        let blobs = fs::read_dir(house.cache().join("blobs/sha256"));
+        let blobs = fs::read_dir(house.cache().join("oci/blobs/sha256"));
         let grows = |blob: fs::DirEntry| blob.metadata().is_ok_and(|meta| meta.len() > 0);
         blobs.is_ok_and(|all| all.flatten().any(grows))
     });

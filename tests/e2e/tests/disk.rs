@@ -331,7 +331,7 @@ fn serve(
 fn nothing_of_a_pull_that_runs_is_taken_by_this_daemon_or_another() {
     let house = House::new();
     let toy = Toy::start(house.dir());
-    let blob = |name: &str| house.cache().join("blobs/sha256").join(name);
+    let blob = |name: &str| house.cache().join("oci/blobs/sha256").join(name);
     let pull = ["pull".to_owned(), format!("{}/team/app:1", toy.at)];
     let pull = house.call(&pull).start();
     let [config, first, second] = toy.blobs.as_slice() else {

@@ -71,7 +71,7 @@ fn begun() -> (House, Census) {
 
 /// Blobs and parts of the cache: name and size.
 fn blobs(house: &House) -> Vec<(String, u64)> {
-    let blobs = fs::read_dir(house.cache().join("blobs/sha256"));
+    let blobs = fs::read_dir(house.cache().join("oci/blobs/sha256"));
     let blobs = blobs.into_iter().flatten().flatten();
     let one = |entry: fs::DirEntry| {
         let name = entry.file_name().into_string().expect("a name is text");
@@ -272,7 +272,7 @@ fn a_pull_that_is_given_up_goes_on_where_it_was() {
         (image.layer_path(0), 0),
         (image.layer_path(0), LARGE / 2),
     ] {
-        let _ = fs::remove_dir_all(house.cache().join("blobs"));
+        let _ = fs::remove_dir_all(house.cache().join("oci/blobs"));
         let (toy, gate, reference) = holding(&image, &path, after);
         let live = pull(&house, &reference);
         toy.wait_asked(&path, 1);

@@ -89,6 +89,13 @@ pub(super) fn pull(desk: &Desk<'_>) -> Result<Pulled, RegistryError> {
     let layers_size = wanted.iter().map(|layer| layer.extent.size).sum::<u64>();
     desk.tally.expect(config_json.len() as u64 + layers_size);
 
+    // One that is packed in the archive takes more than this, which shows when it is written.
+    let layers: Vec<Descriptor> = wanted
+        .iter()
+        .map(|layer| descriptor(LAYER, layer.digest, layer.extent.size))
+        .collect();
+    desk.admit(&layers.iter().collect::<Vec<_>>())?;
+
     let digest = Digest::of(&config_json);
     desk.store_bytes(digest, &config_json)?;
     let sizes = archive.copy(&wanted)?;

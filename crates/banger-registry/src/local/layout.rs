@@ -47,6 +47,7 @@ pub(super) fn pull(desk: &Desk<'_>) -> Result<Pulled, RegistryError> {
     // First the config: it can still tell that the layers are not wanted.
     let config_json = layout.document(config, "its config")?;
     document::check_config(&config_json, &what, desk.platform)?;
+    desk.admit(&wanted)?;
     desk.store_bytes(config.digest, &config_json)?;
     for layer in wanted {
         layout.copy(layer)?;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::symlink;
 
-use banger_registry::{RegistryError, Step};
+use banger_registry::{RegistryError, Step, Weight};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -604,4 +604,53 @@ fn a_file_that_changes_while_it_is_read_is_found_out() {
             "{spelled}: {spoilt:?}"
         );
     }
+}
+
+#[test]
+fn layers_are_asked_room_for_and_leave_some_of_it() {
+    let mut room = Room::new();
+    let layer = noise(5000);
+    room.write("x.tar", &archive("a:1", &[&layer]).end());
+    let layout = Layout::new(&room.path("x"));
+    layout.index(&[layout.image("amd64", &[&gzip(&layer)])]);
+    for (spelled, plain) in [("docker-archive:x.tar", 5000), ("oci-layout:x", 0)] {
+        let refuse = |weight: &Weight| Err(format!("{} {}", weight.missing, weight.plain));
+        let Err(RegistryError::NoRoom { why }) = room.pull_if(spelled, &refuse) else {
+            panic!("{spelled} was let in");
+        };
+        let (missing, told) = why.split_once(' ').expect("two numbers");
+        assert_ne!(missing, "0", "{spelled}");
+        assert_eq!(told, plain.to_string(), "{spelled}");
+        let kept = room.cache.list().expect("a list");
+        assert_eq!(kept, [], "{spelled}: nothing is written before");
+    }
+    // And what is let in is not let to the end of the disk.
+    let cache = room.cache.clone();
+    room.cache = cache.clone().sparing(u64::MAX);
+    for spelled in ["docker-archive:x.tar", "oci-layout:x"] {
+        let full = room.pull(spelled);
+        assert!(
+            matches!(full, Err(RegistryError::NoSpace { .. })),
+            "{full:?}"
+        );
+        assert_eq!(room.cache.list().expect("a list"), [], "{spelled}");
+    }
+    room.cache = cache;
+    assert_layers(&room.pull("docker-archive:x.tar").expect("room"), &[&layer]);
+}
+
+#[test]
+fn what_follows_a_member_that_is_a_directory_by_its_name_is_passed_over() {
+    let room = Room::new();
+    let layer = noise(5000);
+    let inner = Tar::default().file("manifest.json", b"not it").end();
+    let size = inner.len() as u64;
+    let Tar(rest) = archive("a:1", &[&layer]);
+    let Tar(mut bytes) = Tar::default().member("odd/", b'0', "", size, &inner);
+    bytes.extend(rest);
+    room.write("x.tar", &Tar(bytes).end());
+    assert_layers(
+        &room.pull("docker-archive:x.tar").expect("an image"),
+        &[&layer],
+    );
 }

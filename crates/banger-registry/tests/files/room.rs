@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use banger_registry::{
-    Cache, Digest, Limits, Platform, Progress, Pulled, RegistryError, Source, local,
+    Admit, Cache, Digest, Limits, Platform, Progress, Pulled, RegistryError, Source, local,
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -52,6 +52,16 @@ impl Room {
         progress: Progress<'_>,
         cancel: &CancellationToken,
     ) -> Result<Pulled, RegistryError> {
+        self.pull_by(spelled, &|_| Ok(()), progress, cancel)
+    }
+
+    fn pull_by(
+        &self,
+        spelled: &str,
+        admit: Admit<'_>,
+        progress: Progress<'_>,
+        cancel: &CancellationToken,
+    ) -> Result<Pulled, RegistryError> {
         let (scheme, rest) = spelled.split_once(':').expect("a scheme");
         let source = format!("{scheme}:{}/{rest}", self.dir.path().display());
         let Source::Local(local) = source.parse().expect("a source") else {
@@ -62,17 +72,24 @@ impl Room {
             variant: None,
         };
         let inside = self.runtime.enter();
-        let pulled = local::pull(
+        let pulled = local::pull_if(
             &local,
             &self.cache,
             &platform,
             &self.limits,
+            admit,
             progress,
             cancel,
         );
         drop(inside);
         self.assert_only_true_blobs();
         pulled
+    }
+
+    /// Pulls if `admit` lets it.
+    pub(crate) fn pull_if(&self, spelled: &str, admit: Admit<'_>) -> Result<Pulled, RegistryError> {
+        let never = CancellationToken::new();
+        self.pull_by(spelled, admit, &|_| {}, &never)
     }
 
     /// Whatever happened, a blob's name is never a lie, and nothing half-made is left.

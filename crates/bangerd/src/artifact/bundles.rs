@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use banger_api::error::Code;
 use banger_images::{Cancel, Report, ext4};
-use banger_registry::{Cache, Client};
+use banger_registry::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::cancelled::cancelled;
@@ -48,7 +48,7 @@ impl Shelf {
                 auth_file: None,
                 ..banger_registry::Config::default()
             })?;
-            let cache = Cache::open(&self.0.cache)?;
+            let cache = self.layers()?;
             let (url, limit) = (bundle.url.as_str(), ext4::MAX_DISK_BYTES);
             client
                 .download(url, bundle.digest, limit, &cache, &progress, &token)

@@ -17,6 +17,8 @@ use crate::failure::Failure;
 
 /// What makes room.
 const RECLAIM: &str = "banger disk --reclaim";
+/// Where the content of an image is at fault.
+const IMAGE: &str = "the fault is in the image itself: have it built again, or choose another tag";
 
 pub(super) fn of_apt(error: &AptError) -> Failure {
     match error {
@@ -43,6 +45,7 @@ pub(super) fn of_kernel(error: &KernelError) -> Failure {
         KernelError::Io { .. } | KernelError::NoKernel { .. } => describe(Code::BadPath, error),
         KernelError::Deb(_) | KernelError::Read(_) | KernelError::Unpack(_) => {
             describe(Code::BadArchive, error)
+                .hint("the file is damaged, or of another kind: get it again")
         }
         KernelError::Write(_) => describe(Code::Internal, error),
         KernelError::Cancelled(_) => was_cancelled(),
@@ -57,7 +60,8 @@ pub(crate) fn of_bundle(error: &BundleError) -> Failure {
         return describe(Code::NoSpace, error);
     }
     match error {
-        BundleError::Damaged { .. } => describe(Code::VerifyFailed, error),
+        BundleError::Damaged { .. } => describe(Code::VerifyFailed, error)
+            .hint("try again; if it stays so, its sha256 in the catalog or the file is wrong"),
         BundleError::Kernel(error) => {
             let mut failure = of_kernel(error);
             // What it says of a path is of one in the bundle.
@@ -70,7 +74,8 @@ pub(crate) fn of_bundle(error: &BundleError) -> Failure {
             describe(Code::AlreadyExists, error)
         }
         BundleError::Io { .. } | BundleError::Write(_) => describe(Code::Internal, error),
-        _ => describe(Code::BadArchive, error),
+        _ => describe(Code::BadArchive, error)
+            .hint("the fault is in the bundle itself: have it made again"),
     }
 }
 
@@ -101,7 +106,7 @@ pub(super) fn of_registry(error: &RegistryError) -> Failure {
 
 /// The config of an image.
 pub(super) fn of_oci(error: &OciError) -> Failure {
-    describe(Code::BadArchive, error)
+    describe(Code::BadArchive, error).hint(IMAGE)
 }
 
 pub(super) fn of_worker(error: &WorkerError) -> Failure {
@@ -112,7 +117,7 @@ pub(super) fn of_worker(error: &WorkerError) -> Failure {
     } else if let Some(least) = error.needs() {
         too_small(least, error)
     } else if error.is_of_the_image() {
-        describe(Code::BadArchive, error)
+        describe(Code::BadArchive, error).hint(IMAGE)
     } else {
         describe(Code::Internal, error)
     }

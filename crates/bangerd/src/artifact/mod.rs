@@ -55,6 +55,8 @@ struct Inner {
     images_dir: PathBuf,
     kernels_dir: PathBuf,
     cache: PathBuf,
+    /// Below it, layers and bundles.
+    oci: PathBuf,
     default_image: String,
     default_kernel: Option<String>,
     insecure_registries: Vec<String>,
@@ -97,6 +99,7 @@ impl Shelf {
             images_dir: paths.images(),
             kernels_dir: paths.kernels(),
             cache: paths.cache.clone(),
+            oci: paths.cache.join("oci"),
             default_image: config.default_image_name.clone(),
             default_kernel: config.default_kernel_name.clone(),
             insecure_registries: config.insecure_registries.clone(),

@@ -10,7 +10,7 @@ use banger_registry::Weight;
 use crate::failure::Failure;
 
 /// Below this many free bytes no VM is made and nothing is fetched or built.
-const LEAST: u64 = banger_images::ext4::LEAST_FREE;
+pub(crate) const LEAST: u64 = banger_images::ext4::LEAST_FREE;
 
 /// Refuses when less than 1 GiB is free below the path, which belongs to this
 /// state directory.
@@ -36,10 +36,11 @@ pub(crate) fn enough_beside(file: &impl std::os::fd::AsFd) -> bool {
 }
 
 /// Says why an image that is pulled would not fit: its layers in the cache, and unpacked beside
-/// the other images. Twice the layers is less than most unpack to, so that what would fit is not
-/// refused; what then does not fit is told when it is written.
+/// the other images. Twice the packed layers is less than most unpack to, so that what would fit
+/// is not refused; what then does not fit is told when it is written.
 pub(crate) fn for_image(cache: &Path, images: &Path, weight: &Weight) -> Result<(), String> {
-    let root = weight.layers.saturating_mul(2);
+    let packed = weight.layers.saturating_sub(weight.plain);
+    let root = packed.saturating_mul(2).saturating_add(weight.plain);
     let device = |place: &Path| std::fs::metadata(place).map(|found| found.dev()).ok();
     let asked = if device(cache) == device(images) {
         vec![(images, root.saturating_add(weight.missing))]
@@ -114,13 +115,26 @@ mod tests {
     #[test]
     fn an_image_that_cannot_fit_is_told_with_what_it_needs() {
         let dir = tempfile::tempdir().unwrap();
-        let weight = |layers, missing| Weight { layers, missing };
+        let weight = |layers, missing| Weight {
+            layers,
+            plain: 0,
+            missing,
+        };
         assert_eq!(for_image(dir.path(), dir.path(), &weight(1, 1)), Ok(()));
         // More than any file system holds.
         let all = u64::MAX / 4;
         let why = for_image(dir.path(), dir.path(), &weight(all, 0)).unwrap_err();
         assert!(
             why.starts_with("the image needs about 8796093022208M"),
+            "{why}"
+        );
+        let plain = Weight {
+            plain: all,
+            ..weight(all, 0)
+        };
+        let why = for_image(dir.path(), dir.path(), &plain).unwrap_err();
+        assert!(
+            why.starts_with("the image needs about 4398046511104M"),
             "{why}"
         );
         let elsewhere = for_image(dir.path(), Path::new("/proc"), &weight(1, all)).unwrap_err();

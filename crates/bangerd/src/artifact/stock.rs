@@ -200,10 +200,10 @@ impl Shelf {
 
     /// The cache, where there is one yet.
     fn blobs(&self) -> Result<Option<Cache>, Failure> {
-        if !self.0.cache.join("blobs").is_dir() {
+        if !self.0.oci.join("blobs").is_dir() {
             return Ok(None);
         }
-        let cache = Cache::open(&self.0.cache);
+        let cache = Cache::open(&self.0.oci);
         cache
             .map(Some)
             .map_err(|error| failures::of_registry(&error))
@@ -230,7 +230,7 @@ impl Shelf {
                 bytes_freed: blobs.iter().map(|blob| blob.frees).sum(),
                 blobs_freed: blobs.len() as u64,
                 dry_run,
-                cache_dir: shelf.0.cache.join("blobs").display().to_string(),
+                cache_dir: shelf.0.oci.join("blobs").display().to_string(),
             })
         })
         .await

@@ -42,12 +42,13 @@ impl Room {
     /// How many names below the room lead to the unit of a file.
     fn unit_depth(self, path: &[OsString]) -> usize {
         let name = |at: usize| path.get(at).and_then(|name| name.to_str());
-        match (self, name(0), name(1)) {
-            (Self::State, Some("vms" | "images" | "kernels"), _)
-            | (Self::Cache, Some("initramfs" | "apt"), _) => 2,
-            (Self::Cache, Some("blobs"), Some("sha256")) => 3,
-            (Self::Cache, Some("blobs"), _) => 2,
-            (Self::State | Self::Cache | Self::Run | Self::Between, _, _) => 1,
+        match (self, name(0), name(1), name(2)) {
+            (Self::State, Some("vms" | "images" | "kernels"), _, _)
+            | (Self::Cache, Some("initramfs" | "apt"), _, _) => 2,
+            (Self::Cache, Some("oci"), Some("blobs"), Some("sha256")) => 4,
+            (Self::Cache, Some("oci"), Some("blobs"), _) => 3,
+            (Self::Cache, Some("oci"), _, _) => 2,
+            (Self::State | Self::Cache | Self::Run | Self::Between, _, _, _) => 1,
         }
     }
 }
@@ -333,7 +334,7 @@ mod tests {
         write(&state("vms/one/work.ext4"), 100_000);
         write(&state("vms/two/work.ext4"), 5_000);
         write(&state("images/app/rootfs.ext4"), 70_000);
-        write(&paths.cache.join("blobs/sha256/ab"), 300_000);
+        write(&paths.cache.join("oci/blobs/sha256/ab"), 300_000);
         write(&paths.run.join("thing"), 10);
         // Sparse, with a hole of a GiB.
         let sparse = File::create(state("vms/one/overlay.ext4")).unwrap();
@@ -377,10 +378,10 @@ mod tests {
             ..paths(place.path())
         };
         write(&one.state.join("vms/one/work.ext4"), 5_000);
-        write(&one.state.join("blobs/sha256/ab"), 5_000);
+        write(&one.state.join("oci/blobs/sha256/ab"), 5_000);
         let found = look(&one, None);
         assert_eq!(unit(&found, "vms/one").rooms.len(), 3);
-        assert_eq!(unit(&found, "blobs/sha256/ab").files, 1);
+        assert_eq!(unit(&found, "oci/blobs/sha256/ab").files, 1);
         let sum: u64 = found.units.iter().map(|unit| unit.used).sum();
         assert_eq!(sum, du(&[&one.state]));
 
@@ -388,10 +389,10 @@ mod tests {
             cache: place.path().join("state/some/where"),
             ..paths(place.path())
         };
-        write(&nested.cache.join("blobs/sha256/cd"), 5_000);
+        write(&nested.cache.join("oci/blobs/sha256/cd"), 5_000);
         write(&nested.state.join("some/mine/a"), 5_000);
         let found = look(&nested, None);
-        assert_eq!(unit(&found, "blobs/sha256/cd").rooms, [Room::Cache]);
+        assert_eq!(unit(&found, "oci/blobs/sha256/cd").rooms, [Room::Cache]);
         for between in ["some", "some/mine"] {
             assert_eq!(unit(&found, between).rooms, [Room::Between], "{between}");
         }

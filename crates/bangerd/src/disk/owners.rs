@@ -69,7 +69,10 @@ fn owner_in(room: Room, unit: &Unit, stock: &Stock) -> Owner {
     match (room, names.as_slice()) {
         (Room::State | Room::Cache | Room::Run, []) => Owner::Directory,
         (Room::State, ["vms" | "images" | "kernels"])
-        | (Room::Cache, ["blobs" | "initramfs" | "apt"] | ["blobs", "sha256"]) => Owner::Directory,
+        | (
+            Room::Cache,
+            ["oci" | "initramfs" | "apt"] | ["oci", "blobs"] | ["oci", "blobs", "sha256"],
+        ) => Owner::Directory,
         (Room::State, ["state.db" | "state.db-wal" | "state.db-shm" | "state.db-journal"]) => {
             Owner::Database
         }
@@ -93,9 +96,9 @@ fn owner_in(room: Room, unit: &Unit, stock: &Stock) -> Owner {
             None if unfinished(name) => Owner::Unfinished,
             None => Owner::Leftover,
         },
-        (Room::Cache, ["blobs", "sha256", name]) if is_blob(name, &unit.top) => Owner::Blob,
+        (Room::Cache, ["oci", "blobs", "sha256", name]) if is_blob(name, &unit.top) => Owner::Blob,
         (Room::Cache, ["initramfs", name]) if is_boot(name) => Owner::Initramfs,
-        (Room::Cache, ["apt" | "blobs", "lock"]) => Owner::Lock,
+        (Room::Cache, ["apt", "lock"] | ["oci", "blobs", "lock"]) => Owner::Lock,
         (Room::Cache, ["apt", _]) => Owner::Packages,
         (Room::Cache, ["engines"]) => Owner::Engines,
         _ => Owner::Leftover,
@@ -175,7 +178,7 @@ mod tests {
             .push(stocked(DiskKind::Kernel, &["/s/kernels/k"]));
         stock.vms.insert(hex.clone(), "box".to_owned());
         let (dir, file) = (FileType::Directory, FileType::RegularFile);
-        let (vm, blob) = (format!("vms/{hex}"), format!("blobs/sha256/{hex}"));
+        let (vm, blob) = (format!("vms/{hex}"), format!("oci/blobs/sha256/{hex}"));
         let (part, boot) = (format!("{blob}.part"), format!("initramfs/{hex}"));
         let half = format!("initramfs/.{hex}.77.ThreadId(3)");
         let build = || Owner::BuildLog("app".to_owned());
@@ -199,7 +202,7 @@ mod tests {
             (Room::Cache, &half, file, Owner::Initramfs),
             (Room::Cache, "apt/lists", dir, Owner::Packages),
             (Room::Cache, "apt/lock", file, Owner::Lock),
-            (Room::Cache, "blobs/lock", file, Owner::Lock),
+            (Room::Cache, "oci/blobs/lock", file, Owner::Lock),
             (Room::Cache, "engines", dir, Owner::Engines),
             (Room::State, "vms/other", dir, Owner::Leftover),
             (Room::State, "images/other", dir, Owner::Leftover),
@@ -208,7 +211,13 @@ mod tests {
             (Room::State, "engines", dir, Owner::Leftover),
             (Room::Cache, "lock", file, Owner::Leftover),
             (Room::Cache, &blob, dir, Owner::Leftover),
-            (Room::Cache, "blobs/sha256/README", file, Owner::Leftover),
+            (
+                Room::Cache,
+                "oci/blobs/sha256/README",
+                file,
+                Owner::Leftover,
+            ),
+            (Room::Cache, "oci/README", file, Owner::Leftover),
             (Room::Cache, "initramfs/README", file, Owner::Leftover),
             (Room::Run, "thing", file, Owner::Leftover),
             (Room::Between, "", dir, Owner::Leftover),

@@ -9,7 +9,8 @@ use banger_images::oci::{Config, Order};
 use banger_images::{Cancel, Report, ext4, worker};
 use banger_model::{ImageName, Size};
 use banger_registry::{
-    Cache, Client, Limits, Local, Platform, Pulled, Reference, Source, Step, Weight, local,
+    Cache, Client, Limits, Local, Platform, Pulled, Reference, RegistryError, Source, Step, Weight,
+    local,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -199,21 +200,31 @@ impl Shelf {
     ) -> Result<Pulled, Failure> {
         let config = banger_registry::Config {
             insecure_registries: self.0.insecure_registries.clone(),
+            limits: limits(),
             ..banger_registry::Config::default()
         };
         let pulled = async {
             let client = Client::new(config)?;
-            let cache = Cache::open(&self.0.cache)?;
+            let cache = self.layers()?;
             let progress = |step: Step| tell(step, report);
             // Whoever cancels drops this future, which is as good.
             let token = CancellationToken::new();
-            let admit =
-                |weight: &Weight| space::for_image(&self.0.cache, &self.0.images_dir, weight);
+            let admit = |weight: &Weight| self.has_room(weight);
             client
                 .pull_if(reference, &cache, &admit, &progress, &token)
                 .await
         };
         pulled.await.map_err(|error| failures::of_registry(&error))
+    }
+
+    /// The cache of layers and bundles, which leaves room on the disk.
+    pub(in crate::artifact) fn layers(&self) -> Result<Cache, RegistryError> {
+        let cache = Cache::open(&self.0.oci)?;
+        Ok(cache.sparing(space::LEAST))
+    }
+
+    fn has_room(&self, weight: &Weight) -> Result<(), String> {
+        space::for_image(&self.0.oci, &self.0.images_dir, weight)
     }
 
     /// Gets an image of the host's files into the cache. Whoever cancels sees
@@ -225,14 +236,17 @@ impl Shelf {
         report: &Arc<dyn Report>,
     ) -> Result<Pulled, Failure> {
         let stop = CancellationToken::new();
-        let (local, dir, token) = (local.clone(), self.0.cache.clone(), stop.clone());
+        let (local, shelf, token) = (local.clone(), self.clone(), stop.clone());
         let report = Arc::clone(report);
         let work = blocking(move || {
             let read = || {
-                let cache = Cache::open(&dir)?;
+                let cache = shelf.layers()?;
                 let (platform, limits) = (Platform::host(), Limits::default());
+                let admit = |weight: &Weight| shelf.has_room(weight);
                 let progress = |step: Step| tell(step, &*report);
-                local::pull(&local, &cache, &platform, &limits, &progress, &token)
+                local::pull_if(
+                    &local, &cache, &platform, &limits, &admit, &progress, &token,
+                )
             };
             read().map_err(|error| failures::of_registry(&error))
         });
@@ -246,6 +260,21 @@ impl Shelf {
             read = &mut work => read,
         }
     }
+}
+
+/// How long, in milliseconds, a registry may be silent: heard of with the feature `failpoints`
+/// only, so that a test need not wait as long as a person would.
+const STALL: &str = "BANGER_PULL_STALL_MS";
+
+fn limits() -> Limits {
+    let mut limits = Limits::default();
+    let told = cfg!(feature = "failpoints")
+        .then(|| std::env::var(STALL).ok())
+        .flatten();
+    if let Some(millis) = told.and_then(|text| text.parse().ok()) {
+        limits.stall = std::time::Duration::from_millis(millis);
+    }
+    limits
 }
 
 fn tell(step: Step, report: &dyn Report) {

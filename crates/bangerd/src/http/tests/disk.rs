@@ -63,7 +63,7 @@ async fn kernel(house: &House, name: &str) {
 }
 
 fn blob(house: &House, name: &str) -> std::path::PathBuf {
-    house.app.paths.cache.join("blobs/sha256").join(name)
+    house.app.paths.cache.join("oci/blobs/sha256").join(name)
 }
 
 /// A house with something of every kind in it.
@@ -174,7 +174,7 @@ const PLAN: [&str; 11] = [
     "cache blobs/3333333333333333333333333333333333333333333333333333333333333333.part",
     "log bangerd.log.1",
     "log broken.build.log",
-    "leftover cache/blobs/sha256/README",
+    "leftover cache/oci/blobs/sha256/README",
     "leftover state/images/kernel-0",
     "leftover state/images/lost",
     "leftover state/kernels/lost",
