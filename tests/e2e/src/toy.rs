@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -218,7 +218,19 @@ impl Toy {
     /// When loopback has no port.
     #[must_use]
     pub fn start(other: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        Self::start_on(Ipv4Addr::LOCALHOST.into(), other)
+    }
+
+    /// The same on an address of this host.
+    ///
+    /// # Panics
+    /// When it has no port.
+    #[must_use]
+    pub fn start_on(
+        address: IpAddr,
+        other: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind((address, 0)).expect("it has a free port");
         let at = listener.local_addr().expect("it is bound").to_string();
         let shelf = Arc::new(Shelf::default());
         let weak = Arc::downgrade(&shelf);
@@ -274,6 +286,9 @@ impl Drop for Toy {
 
 fn answer(mut stream: TcpStream, shelf: &Shelf, other: &Handler) {
     let Some(asked) = read(&stream, shelf) else {
+        // As every server answers what is no HTTP, TLS above all.
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+        let _ = stream.shutdown(Shutdown::Write);
         return;
     };
     let answer = other(&asked).unwrap_or_else(|| shelf.serve(&asked));

@@ -2,11 +2,14 @@
 //! nothing behind, and the daemon goes on.
 
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use e2e::archive::{Entry, gzip, tar};
-use e2e::toy::{Answer, Asked, Image, Toy};
+use e2e::toy::{Answer, Asked, Gate, Image, Toy};
 use e2e::{Census, House};
 use serde_json::{Value, json};
 
@@ -25,7 +28,7 @@ fn pull(house: &House, reference: &str, name: &str) -> Value {
     shown["operation"].clone()
 }
 
-/// Fails unless the pull is refused like this, and nothing is left of it.
+/// Fails unless the pull is refused like this, with a next step, and nothing is left of it.
 #[track_caller]
 fn refused(house: &House, before: &Census, reference: &str, code: &str, words: &str) -> String {
     let done = pull(house, reference, "hostile");
@@ -36,7 +39,16 @@ fn refused(house: &House, before: &Census, reference: &str, code: &str, words: &
     let left = house.census().more_than(before);
     assert!(left.is_empty(), "left by {words:?}: {left:#?}");
     assert_eq!(house.api("GET", "/v1/ping", None).status, 200);
-    done["hint"].as_str().unwrap_or_default().to_owned()
+    let hint = done["hint"].as_str().unwrap_or_default();
+    assert!(!hint.is_empty(), "no hint: {done}");
+    hint.to_owned()
+}
+
+/// The same of what is wrong inside an image.
+#[track_caller]
+fn refused_inside(house: &House, before: &Census, reference: &str, words: &str) {
+    let hint = refused(house, before, reference, "bad_archive", words);
+    assert!(hint.contains("the fault is in the image itself"), "{hint}");
 }
 
 /// A house whose daemon runs.
@@ -169,7 +181,7 @@ fn archives_that_lie_are_refused_by_the_name_of_their_entry() {
         ] {
             let reference = toy.put(&format!("case-{number}"), Image::of(vec![packed]));
             let words = words.replace("\\\"", "\"");
-            refused(&house, &before, &reference, "bad_archive", &words);
+            refused_inside(&house, &before, &reference, &words);
         }
     }
     // What is no archive at all.
@@ -177,9 +189,13 @@ fn archives_that_lie_are_refused_by_the_name_of_their_entry() {
     let half = half[..half.len() / 2].to_vec();
     // A frame whose window is as large as the format allows.
     let window = [&[0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8][..], &[1, 0, 0]].concat();
-    for (tag, layer) in [("noise", vec![1; 5000]), ("half", half), ("window", window)] {
+    for (tag, layer, words) in [
+        ("noise", vec![1; 5000], "the archive is damaged at byte 0"),
+        ("half", half, "incomplete deflate stream"),
+        ("window", window, "Frame requires too much memory"),
+    ] {
         let reference = toy.put(tag, Image::of(vec![layer]));
-        refused(&house, &before, &reference, "bad_archive", "");
+        refused_inside(&house, &before, &reference, words);
     }
     assert_well(&house, &toy);
 }
@@ -237,13 +253,7 @@ fn a_million_empty_entries_are_an_image_and_two_millions_and_one_are_not() {
     assert_eq!(done["success"], true, "{done}");
     let _ = house.banger("image rm million").ok();
     let reference = toy.put("more", many(2_000_001));
-    refused(
-        &house,
-        &before,
-        &reference,
-        "bad_archive",
-        "too many entries",
-    );
+    refused_inside(&house, &before, &reference, "too many entries");
     assert_well(&house, &toy);
 }
 
@@ -300,12 +310,42 @@ fn registries_that_fail_or_lie_are_told_apart() {
         asked.path.contains("/manifests/").then_some(again)
     });
     let cases: Vec<(&str, &str, &str, Other)> = vec![
-        ("verify_failed", "is damaged: it is sha256:", "", wrong),
-        ("verify_failed", "is damaged", "", short),
-        ("verify_failed", "has more than", "", long),
-        ("unreachable", "cannot fetch blob", "", cut),
-        ("unsupported", "", "", huge),
-        ("unreachable", "", "", around),
+        (
+            "verify_failed",
+            "is damaged: it is sha256:",
+            "try again; if it stays so",
+            wrong,
+        ),
+        (
+            "verify_failed",
+            "bytes came instead of",
+            "try again; if it stays so",
+            short,
+        ),
+        (
+            "verify_failed",
+            "has more than",
+            "try again; if it stays so",
+            long,
+        ),
+        (
+            "unreachable",
+            "cannot fetch blob",
+            "it goes on with what came already",
+            cut,
+        ),
+        (
+            "unsupported",
+            "its manifest has more than 4194304 bytes",
+            "of at most 512 layers and 128G",
+            huge,
+        ),
+        (
+            "unreachable",
+            "redirected more than 10 times",
+            "is 127.0.0.1",
+            around,
+        ),
         (
             "registry_denied",
             "(401)",
@@ -331,16 +371,21 @@ fn registries_that_fail_or_lie_are_told_apart() {
         (
             "unreachable",
             "it answered 500",
-            "",
+            "try again later",
             status(500, "X: y", "{}"),
         ),
         (
             "unreachable",
             "it answered 503",
-            "",
+            "try again later",
             status(503, "X: y", "{}"),
         ),
-        ("not_found", "has no", "", status(404, "X: y", "{}")),
+        (
+            "not_found",
+            "has no",
+            "check the name and the tag; if it is private: docker login 127.0.0.1",
+            status(404, "X: y", "{}"),
+        ),
     ];
     for (code, words, hint, other) in cases {
         let toy = Toy::start(other);
@@ -358,10 +403,121 @@ fn registries_that_fail_or_lie_are_told_apart() {
     assert_well(&house, &Toy::start(|_| None));
 }
 
+#[test]
+fn a_registry_that_falls_silent_is_given_up_and_gone_on_with() {
+    let house = House::new();
+    house.set_env("BANGER_PULL_STALL_MS", "700");
+    let _ = house.banger("list").ok();
+    let before = house.census();
+    let noise: Vec<u8> = (0..500_000u32)
+        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
+    let image = Image::of(vec![gzip(&tar(&[Entry::file("noise", noise)]))]);
+    let (path, layer) = (image.layer_path(0), image.layers[0].clone());
+    let (gate, silent) = (Gate::default(), Arc::new(AtomicBool::new(true)));
+    let toy = {
+        let (path, gate, silent) = (path.clone(), gate.clone(), Arc::clone(&silent));
+        Toy::start(move |asked| {
+            let held = asked.path == path && silent.load(Ordering::SeqCst);
+            held.then(|| {
+                let answer = e2e::toy::part(&layer, asked.from);
+                let half = answer.body.len() / 2;
+                answer.held(half, &gate)
+            })
+        })
+    };
+    let reference = toy.put("1", image);
+    let words = "nothing came for 0.7 s";
+    let hint = refused(&house, &before, &reference, "unreachable", words);
+    assert!(hint.contains("goes on with what came"), "{hint}");
+    let tries = toy.asked(&path).len();
+    assert_eq!(tries, 4, "each went on where the one before was");
+    silent.store(false, Ordering::SeqCst);
+    gate.open();
+    let done = pull(&house, &reference, "hostile");
+    assert_eq!(done["success"], true, "{done}");
+    let froms: Vec<usize> = toy.asked(&path).iter().map(|asked| asked.from).collect();
+    assert!(froms.is_sorted() && froms[tries] > froms[0], "{froms:?}");
+    let _ = house.banger("image rm hostile").ok();
+}
+
+#[test]
+fn a_registry_without_tls_is_spoken_to_when_the_owner_says_so() {
+    let Some(address) = own_address() else {
+        e2e::skip!("this host has no address but loopback");
+    };
+    let toy = Toy::start_on(address, |_| None);
+    let reference = toy.put("good", good());
+    let (house, before) = house();
+    let words = "it does not speak TLS";
+    let hint = refused(&house, &before, &reference, "unreachable", words);
+    let entry = format!("insecure_registries = [{:?}]", toy.at);
+    assert!(hint.contains(&entry), "{hint}");
+    let manifest = "/v2/team/app/manifests/good";
+    assert!(
+        toy.asked(manifest).is_empty(),
+        "nothing was asked in the clear"
+    );
+
+    house.stop_daemon();
+    house.configure(&format!("{entry}\n{}", House::configuration()));
+    let _ = house.banger("list").ok();
+    assert_well(&house, &toy);
+    assert_eq!(toy.asked(manifest).len(), 1);
+}
+
+/// An address of this host which is not loopback's.
+fn own_address() -> Option<IpAddr> {
+    e2e::census::which("ip")?;
+    let words = ["-4", "-o", "addr", "show", "scope", "global", "up"];
+    let shown = e2e::Call::new("ip", words).run().ok().out();
+    let after = shown.split_whitespace().skip_while(|word| *word != "inet");
+    after
+        .skip(1)
+        .find_map(|word| word.split('/').next()?.parse().ok())
+}
+
+#[test]
+fn a_proxy_of_the_environment_is_asked_for_what_is_elsewhere() {
+    let there = "http://registry.invalid";
+    let image = good();
+    let toy = {
+        let image = image.clone();
+        Toy::start(move |asked| {
+            let path = asked.path.strip_prefix(there)?.to_owned();
+            Some(image.serve(&Asked {
+                path,
+                ..asked.clone()
+            }))
+        })
+    };
+    let house = House::new();
+    house.configure(&format!(
+        "insecure_registries = [\"registry.invalid\"]\n{}",
+        House::configuration()
+    ));
+    house.set_env("NO_PROXY", "");
+    let _ = house.banger("list").ok();
+    let before = house.census();
+    let reference = "registry.invalid/team/app:1";
+    let hint = refused(&house, &before, reference, "unreachable", "cannot connect");
+    for words in ["is registry.invalid spelled right", "HTTPS_PROXY"] {
+        assert!(hint.contains(words), "no {words:?} in {hint}");
+    }
+    house.stop_daemon();
+    house.set_env("HTTP_PROXY", &format!("http://{}", toy.at));
+    let _ = house.banger("list").ok();
+    let done = pull(&house, reference, "proxied");
+    assert_eq!(done["success"], true, "{done}");
+    let asked = toy.asked(&format!("{there}{}", image.layer_path(0)));
+    assert_eq!(asked.len(), 1);
+    let _ = house.banger("image rm proxied").ok();
+}
+
 /// The cache has no blob whose name is a lie, and parts only where a transfer broke off.
 #[track_caller]
 fn assert_whole(house: &House, parts: bool) {
-    let blobs = house.cache().join("blobs/sha256");
+    let blobs = house.cache().join("oci/blobs/sha256");
     for entry in fs::read_dir(blobs).into_iter().flatten().flatten() {
         let name = entry.file_name().into_string().expect("a name is text");
         if name.ends_with(".part") {
@@ -399,7 +555,7 @@ fn a_credential_helper_that_hangs_is_given_up_and_named() {
         &before,
         &reference,
         "registry_denied",
-        "credential helper docker-credential-stuck",
+        "credential helper docker-credential-stuck did not answer within 10 s",
     );
     assert!(hint.contains("docker-credential-stuck list"), "{hint}");
     assert_well(&house, &toy);
