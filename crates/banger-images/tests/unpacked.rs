@@ -9,12 +9,10 @@
 
 mod image;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -23,100 +21,13 @@ use banger_images::ext4::{ROOTFS, RootFiles, SEED};
 use banger_images::oci::{self, OciError, Order};
 use banger_images::tree::Source;
 use banger_images::{Cancel, Quiet};
-use image::{Entry, Pack, awkward, end, packed};
+use image::awkward::{ACCESS, stack};
+use image::scan::{Mounted, differing, make_disk, scan, xattrs};
+use image::{Entry, Pack, awkward, packed};
 
 const INSIDE: &str = "BANGER_TEST_OWN_MOUNTS";
 /// Room for what umoci unpacks of one image.
 const ROOM: u64 = 1 << 30;
-
-/// Everything of an entry that a file system shows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Seen {
-    kind: String,
-    owner: (u32, u32),
-    mtime: (i64, i64),
-    xattrs: BTreeMap<String, Vec<u8>>,
-    /// The first of the names of the same file.
-    same_as: Vec<u8>,
-}
-
-type Tree = BTreeMap<Vec<u8>, Seen>;
-
-fn scan(root: &Path) -> Tree {
-    let mut tree = Tree::new();
-    let mut first = HashMap::new();
-    let mut pending = vec![root.to_owned()];
-    while let Some(path) = pending.pop() {
-        let stat = fs::symlink_metadata(&path).unwrap();
-        let name = path.strip_prefix(root).unwrap().as_os_str().as_bytes();
-        if stat.is_dir() {
-            let below = fs::read_dir(&path).unwrap();
-            pending.extend(below.map(|entry| entry.unwrap().path()));
-        }
-        let seen = Seen {
-            kind: kind(&path, &stat),
-            owner: (stat.uid(), stat.gid()),
-            mtime: (stat.mtime(), stat.mtime_nsec()),
-            xattrs: xattrs(&path),
-            same_as: name.to_vec(),
-        };
-        first
-            .entry(stat.ino())
-            .and_modify(|known: &mut Vec<u8>| {
-                if *known > name.to_vec() {
-                    *known = name.to_vec();
-                }
-            })
-            .or_insert_with(|| name.to_vec());
-        tree.insert(name.to_vec(), seen);
-        let place = tree.get_mut(name).unwrap();
-        place.same_as = stat.ino().to_be_bytes().to_vec();
-    }
-    for seen in tree.values_mut() {
-        let inode = u64::from_be_bytes(seen.same_as[..].try_into().unwrap());
-        seen.same_as = first[&inode].clone();
-    }
-    tree
-}
-
-fn kind(path: &Path, stat: &fs::Metadata) -> String {
-    let (found, mode) = (stat.file_type(), stat.mode() & 0o7777);
-    let device = |kind| {
-        let (major, minor) = (
-            rustix::fs::major(stat.rdev()),
-            rustix::fs::minor(stat.rdev()),
-        );
-        format!("{kind} {mode:o} {major}:{minor}")
-    };
-    if found.is_dir() {
-        format!("directory {mode:o}")
-    } else if found.is_symlink() {
-        format!("symlink {:?}", fs::read_link(path).unwrap())
-    } else if found.is_char_device() {
-        device("character device")
-    } else if found.is_block_device() {
-        device("block device")
-    } else if found.is_fifo() {
-        format!("fifo {mode:o}")
-    } else {
-        let sum = image::sum(&fs::read(path).unwrap());
-        format!("file {mode:o}, {} bytes {sum}", stat.len())
-    }
-}
-
-fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut names = vec![0u8; 64 << 10];
-    let length = rustix::fs::llistxattr(path, &mut names[..]).unwrap();
-    let names = names[..length].split(|byte| *byte == 0);
-    let value = |name: &[u8]| {
-        let name = String::from_utf8(name.to_vec()).unwrap();
-        let mut value = vec![0u8; 64 << 10];
-        let length = rustix::fs::lgetxattr(path, name.as_str(), &mut value[..]).unwrap();
-        value.truncate(length);
-        (name, value)
-    };
-    names.filter(|name| !name.is_empty()).map(value).collect()
-}
 
 /// Runs this program's test of this name once more where it may mount; false where that
 /// cannot be.
@@ -153,39 +64,6 @@ fn inside(test: &str) -> bool {
         String::from_utf8_lossy(&done.stderr)
     );
     false
-}
-
-fn make_disk(at: &Path, bytes: u64) {
-    File::create(at).unwrap().set_len(bytes).unwrap();
-    // Inodes of 256 bytes: with the small ones that small disks get, times end in 2038.
-    let done = Command::new("/usr/sbin/mke2fs")
-        .args(["-q", "-t", "ext4", "-I", "256"])
-        .arg(at)
-        .output()
-        .unwrap();
-    assert!(done.status.success(), "{done:?}");
-}
-
-/// A mounted disk.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(disk: &Path, at: PathBuf, options: &str) -> Mounted {
-        fs::create_dir_all(&at).unwrap();
-        let done = Command::new("mount")
-            .args(["-o", options])
-            .args([disk, &at])
-            .output()
-            .unwrap();
-        assert!(done.status.success(), "{done:?}");
-        Mounted(at)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
 }
 
 /// Makes layers into the files of an image.
@@ -251,28 +129,7 @@ fn assert_alike(
     let written = write(layers, dir.path(), Pack::Gzip);
     let image = Mounted::new(&written, dir.path().join("i"), "loop,ro");
     let mut ours = scan(&image.0);
-    for (path, seen) in &mut theirs {
-        let by_clock = seen.kind.starts_with("directory") && seen.mtime.0 >= begun - 1;
-        if by_clock && let Some(ours) = ours.get(path) {
-            seen.mtime = ours.mtime;
-        }
-    }
-    // Every ext4 has a place where e2fsck puts what it finds, whatever the image has.
-    let is_lost = |path: &[u8]| path == b"lost+found" || path.starts_with(b"lost+found/");
-    ours.remove(&b"lost+found"[..]);
-    let paths: BTreeSet<_> = ours.keys().chain(theirs.keys()).cloned().collect();
-    let differing: Vec<_> = paths
-        .iter()
-        .filter(|path| !is_lost(path) && !apart.iter().any(|name| name.as_bytes() == *path))
-        .filter(|path| ours.get(*path) != theirs.get(*path))
-        .map(|path| {
-            let (ours, theirs) = (ours.get(path), theirs.get(path));
-            format!(
-                "{}:\n  ours  {ours:?}\n  umoci {theirs:?}",
-                path.escape_ascii()
-            )
-        })
-        .collect();
+    let differing = differing(&mut ours, &mut theirs, begun, apart);
     assert!(
         differing.is_empty(),
         "{what}: {} differ\n{}",
@@ -281,37 +138,6 @@ fn assert_alike(
     );
     look(&image.0);
 }
-
-/// Layers of entries, the first of which names the root: umoci leaves it to the host's umask
-/// otherwise.
-fn stack(layers: Vec<Vec<Entry>>) -> Vec<Vec<u8>> {
-    let bytes = |(number, entries): (usize, Vec<Entry>)| {
-        let root = (number == 0).then(|| Entry::dir("./"));
-        let all = root.iter().chain(&entries);
-        end(all.flat_map(Entry::bytes).collect())
-    };
-    layers.into_iter().enumerate().map(bytes).collect()
-}
-
-/// An access list as the kernel takes it: tag, permissions, and the id where it has one.
-fn acl(entries: &[(u16, u16, Option<u32>)]) -> Vec<u8> {
-    let mut out = 2u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in entries {
-        out.extend(tag.to_le_bytes());
-        out.extend(permissions.to_le_bytes());
-        out.extend(id.unwrap_or(u32::MAX).to_le_bytes());
-    }
-    out
-}
-
-const ACCESS: &str = "system.posix_acl_access";
-const DEFAULT: &str = "system.posix_acl_default";
-const OWNER: u16 = 1;
-const USER: u16 = 2;
-const GROUP: u16 = 4;
-const NAMED_GROUP: u16 = 8;
-const MASK: u16 = 16;
-const OTHER: u16 = 32;
 
 #[test]
 fn stacks_of_layers_become_what_umoci_makes_of_them() {
@@ -333,49 +159,7 @@ fn permissions_owners_and_attributes_are_those_of_umoci() {
     if !inside("permissions_owners_and_attributes_are_those_of_umoci") {
         return;
     }
-    // cap_net_bind_service=ep, version 2.
-    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let layers = stack(vec![
-        vec![
-            Entry::file("setuid", "x").mode(0o4755),
-            Entry::file("setgid", "x").mode(0o2711).owner(3, 7),
-            Entry::file("both", "x").mode(0o6777).owner(1_000_000, 2),
-            Entry::file("nothing", "x").mode(0),
-            Entry::dir("sticky").mode(0o1777),
-            Entry::dir("inherits").mode(0o2775).owner(0, 50),
-            Entry::dir("closed").mode(0).owner(4_294_967_294, 70_000),
-            Entry::file("closed/below", "x").owner(2_097_152, 4_294_967_294),
-            Entry::file("inherits/below", "x").owner(5, 6),
-            Entry::file("ping", "x")
-                .mode(0o755)
-                .attribute("security.capability", capability),
-            Entry::file("many", "x")
-                .attribute("user.a", "1")
-                .attribute("user.zeros", [0, 1, 0, 255])
-                .attribute("trusted.overlay.nothing", "y")
-                .attribute("security.strange", "z"),
-            Entry::file("empty", "x").attribute("user.empty", ""),
-            Entry::file("large", "x").attribute("user.large", vec![b'l'; 3900]),
-            Entry::file("long", "x").attribute(&format!("user.{}", "n".repeat(250)), "x"),
-            Entry::dir("marked").attribute("user.of.directory", "d"),
-            Entry::link("link", b'2', "many").attribute("trusted.of.link", "l"),
-            Entry::node("pipe", b'6', 0, 0).attribute("trusted.of.pipe", "p"),
-            Entry::file("loses", "x").attribute("user.first", "1"),
-            Entry::file("gains", "x"),
-            Entry::dir("changes")
-                .attribute("user.first", "1")
-                .mode(0o700),
-            Entry::file("changes/stays", "x"),
-        ],
-        vec![
-            Entry::file("loses", "x"),
-            Entry::file("gains", "x").attribute("user.second", "2"),
-            Entry::dir("changes")
-                .attribute("user.second", "2")
-                .owner(8, 9),
-            Entry::link("hard", b'1', "ping"),
-        ],
-    ]);
+    let layers = awkward::permissions();
     // Umoci's reader takes a value of no bytes for no attribute; GNU tar keeps it, as we do.
     let apart = ["empty"];
     assert_alike("permissions", &layers, &layers, &apart, |root| {
@@ -392,39 +176,7 @@ fn access_lists_are_those_of_umoci() {
     if !inside("access_lists_are_those_of_umoci") {
         return;
     }
-    let full = acl(&[
-        (OWNER, 6, None),
-        (USER, 4, Some(1000)),
-        (USER, 7, Some(4_294_967_294)),
-        (GROUP, 4, None),
-        (NAMED_GROUP, 2, Some(50)),
-        (MASK, 6, None),
-        (OTHER, 4, None),
-    ]);
-    let plain = acl(&[(OWNER, 7, None), (GROUP, 5, None), (OTHER, 0, None)]);
-    let layers = stack(vec![
-        vec![
-            Entry::file("file", "x")
-                .mode(0o664)
-                .attribute(ACCESS, &full),
-            Entry::dir("access").mode(0o664).attribute(ACCESS, &full),
-            Entry::dir("default").attribute(DEFAULT, &full),
-            Entry::dir("both")
-                .mode(0o2664)
-                .attribute(ACCESS, &full)
-                .attribute(DEFAULT, &plain)
-                .attribute("user.more", "m"),
-            Entry::file("loses", "x")
-                .mode(0o664)
-                .attribute(ACCESS, &full),
-        ],
-        vec![
-            // Nothing is inherited: what an image says of a file is all that it has.
-            Entry::file("default/below", "x").mode(0o600),
-            Entry::dir("default/dir").mode(0o700),
-            Entry::file("loses", "x").mode(0o600),
-        ],
-    ]);
+    let (full, layers) = (awkward::full_list(), awkward::access_lists());
     assert_same("access lists", &layers, |root| {
         assert_eq!(xattrs(&root.join("file"))[ACCESS], full);
         assert!(xattrs(&root.join("default/below")).is_empty());
@@ -436,18 +188,7 @@ fn devices_of_every_number_are_those_of_umoci() {
     if !inside("devices_of_every_number_are_those_of_umoci") {
         return;
     }
-    let layers = stack(vec![vec![
-        Entry::node("null", b'3', 1, 3).mode(0o666),
-        Entry::node("disk", b'4', 8, 17).mode(0o660).owner(0, 6),
-        Entry::node("edge", b'3', 255, 255),
-        Entry::node("far", b'3', 256, 256).at(1, 1),
-        Entry::node("last", b'4', 4095, 1_048_575),
-        Entry::node("none", b'3', 0, 0),
-        Entry::node("pipe", b'6', 0, 0).mode(0o620).owner(1, 5),
-        Entry::link("pipe-again", b'1', "pipe"),
-        Entry::link("link", b'2', "pipe").owner(3, 4).at(77, 5),
-        Entry::link("link-again", b'1', "link"),
-    ]]);
+    let layers = awkward::devices();
     assert_same("devices", &layers, |_| {});
 }
 

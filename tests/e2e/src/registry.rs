@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::run::{Call, Live};
-use crate::{am_root, census, wait};
+use crate::{House, am_root, census, wait};
 
 const TOOLS: [&str; 4] = ["docker-registry", "skopeo", "umoci", "htpasswd"];
 
@@ -88,6 +88,20 @@ impl Registry {
         words.extend(["oci:image:1", &target]);
         let _ = Call::new("skopeo", words).within(&dir).run().ok();
         reference
+    }
+
+    /// Lets who lives in a house log in.
+    ///
+    /// # Panics
+    /// When there is no login, or the file cannot be written.
+    pub fn log_in(&self, house: &House) {
+        let (user, password) = self.login.as_ref().expect("it is for a user");
+        let docker = house.dir().join("home/.docker");
+        fs::create_dir_all(&docker).expect("an own directory");
+        let secret = format!("{user}:{password}");
+        let secret = Call::new("base64", ["-w0"]).input(secret).run().ok();
+        let logins = json!({"auths": {&self.at: {"auth": secret.line()}}});
+        fs::write(docker.join("config.json"), logins.to_string()).expect("an own file");
     }
 
     /// The directory in which an image was made.
