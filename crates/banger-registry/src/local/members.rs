@@ -18,6 +18,8 @@ use crate::limits::Limits;
 const METADATA_LIMIT: u32 = 1 << 20;
 /// Bytes of a name or of what a link leads to.
 const NAME_LIMIT: u32 = 4096;
+/// Bytes held of an archive at once: the metadata of one member, several times over.
+const BUFFER_LIMIT: usize = 4 * METADATA_LIMIT as usize;
 const BLOCK: u64 = 512;
 /// Links from one to the next.
 const HOPS: usize = 16;
@@ -87,7 +89,8 @@ impl Members {
                 Ok(ParseEvent::End { .. }) => return Ok(members),
                 Ok(ParseEvent::GlobalExtensions { consumed, .. }) => (consumed, None),
                 Ok(ParseEvent::Entry { consumed, entry }) => {
-                    (consumed, Some(member(&entry, at + consumed as u64)?))
+                    let found = member(&entry, at + consumed as u64)?;
+                    (consumed, Some((found, stored(&entry))))
                 }
                 Ok(ParseEvent::SparseEntry { entry, .. }) => {
                     return Err(refused(&entry.path, "has holes"));
@@ -100,18 +103,14 @@ impl Members {
                 let most = limits.members;
                 return Err(Fault::Bad(format!("it has more than {most} members")));
             }
-            let Some((name, member)) = found else {
+            let Some(((name, member), content)) = found else {
                 continue;
             };
             names += name.len() + member.names();
             if names > limits.names {
                 return Err(Fault::Bad("its members have too long names".to_owned()));
             }
-            let content = match &member {
-                Member::File(extent) => extent.size,
-                Member::Link(_) | Member::Directory => 0,
-            };
-            let manifest = name == MANIFEST;
+            let manifest = name == MANIFEST && matches!(member, Member::File(_));
             members.add(name, member)?;
             if manifest && content <= limits.document {
                 members.manifest = Some(content_of(stream, &mut buffer, content)?);
@@ -227,6 +226,14 @@ fn member(entry: &ParsedEntry<'_>, offset: u64) -> Result<(Vec<u8>, Member), Fau
     Ok((name, member))
 }
 
+/// Bytes that follow a member's header. What is a directory by its name alone may have some.
+fn stored(entry: &ParsedEntry<'_>) -> u64 {
+    match entry.entry_type {
+        EntryType::Regular | EntryType::Continuous => entry.size,
+        _ => 0,
+    }
+}
+
 /// A member's name without what means nothing.
 fn path(name: &[u8]) -> Result<Vec<u8>, &'static str> {
     if name.split(|byte| *byte == b'/').any(|part| part == b"..") {
@@ -254,12 +261,14 @@ fn step<'p>(mut from: Vec<&'p [u8]>, path: &'p [u8]) -> Result<Vec<u8>, &'static
 fn fill(stream: &mut Stream<'_>, buffer: &mut Vec<u8>, wanted: usize) -> Result<bool, Fault> {
     // The parser may ask again for what is there already.
     let wanted = wanted.max(buffer.len() + 1).next_multiple_of(512);
-    if wanted > 4 * METADATA_LIMIT as usize {
+    if wanted > BUFFER_LIMIT {
         return Err(Fault::Bad("a member has too much metadata".to_owned()));
     }
-    let missing = (wanted - buffer.len()) as u64;
-    let read = stream.take(missing).read_to_end(buffer)? as u64;
-    if read == missing {
+    // And it reads all of it again: with twice as much each time, that is not often.
+    let room = wanted.max(2 * buffer.len()).min(BUFFER_LIMIT);
+    let missing = (room - buffer.len()) as u64;
+    stream.take(missing).read_to_end(buffer)?;
+    if buffer.len() >= wanted {
         return Ok(true);
     }
     // Some writers leave the closing blocks out; a rest of zeros is one of them.
@@ -293,7 +302,49 @@ fn content_of(stream: &mut Stream<'_>, buffer: &mut Vec<u8>, size: u64) -> io::R
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::stream::{Codec, Raw};
     use super::*;
+
+    /// Fills a buffer from so many bytes for a parser that never has enough; how often it was
+    /// asked, and how it ended.
+    fn fills(length: usize) -> (usize, Result<bool, Fault>) {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(&vec![1; length]).expect("room");
+        let cancel = CancellationToken::new();
+        let raw = Raw {
+            file: &file,
+            cancel: &cancel,
+            tell: &|_| {},
+            at: 0,
+        };
+        let length = length as u64;
+        let mut stream = Stream::new(raw, Codec::Plain, length, length).expect("a stream");
+        let (mut buffer, mut times) = (Vec::new(), 0);
+        loop {
+            times += 1;
+            match fill(&mut stream, &mut buffer, 0) {
+                Ok(true) => assert!(buffer.len() <= BUFFER_LIMIT),
+                other => return (times, other),
+            }
+        }
+    }
+
+    #[test]
+    fn a_parser_that_always_wants_more_gets_it_a_few_times_and_not_for_ever() {
+        let (times, end) = fills(8 * METADATA_LIMIT as usize);
+        assert!(times < 20, "{times}");
+        assert!(
+            matches!(&end, Err(Fault::Bad(why)) if why.contains("too much metadata")),
+            "{end:?}"
+        );
+        let (times, end) = fills(700);
+        assert_eq!(times, 2);
+        assert!(matches!(end, Err(Fault::Io(_))), "{end:?}");
+    }
 
     #[test]
     fn names_and_links_stay_inside() {
