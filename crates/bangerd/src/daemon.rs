@@ -10,6 +10,7 @@ use std::time::Duration;
 use banger_api::error::Code;
 use banger_engine::Wish;
 use banger_engine::kvm::KvmSetting;
+use banger_model::OpId;
 use banger_store::{OpenError, Store};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +26,7 @@ use crate::failure::Failure;
 use crate::http;
 use crate::http::socket::Socket;
 use crate::network::{self, HostGateways};
-use crate::operation::{OpHandle, Operations, Outcome};
+use crate::operation::{OpHandle, Operations, Outcome, Subject};
 use crate::paths::{PathError, Paths};
 use crate::ports::{Artifacts, Engine, Gateways, Host};
 use crate::seam::Seams;
@@ -83,8 +84,35 @@ impl App {
             && !self.vms.live_auto_remove()
     }
 
+    /// Begins an operation and, beside everything else, its work. Both happen
+    /// or neither, also when the caller goes away in the middle.
+    ///
+    /// # Errors
+    /// Those of [`Operations::begin`].
+    pub(crate) async fn begin<Start, Work>(
+        self: &Arc<Self>,
+        kind: &'static str,
+        subject: Subject,
+        op: &OpId,
+        start: Start,
+    ) -> Result<OpHandle, Failure>
+    where
+        Start: FnOnce(OpHandle) -> Work + Send + 'static,
+        Work: Future<Output = Result<Outcome, Failure>> + Send + 'static,
+    {
+        let (app, op) = (Arc::clone(self), op.clone());
+        let begun = self.tasks.spawn(async move {
+            let handle = app.operations.begin(kind, subject, &op).await?;
+            app.work(handle.clone(), start(handle.clone()));
+            Ok(handle)
+        });
+        begun
+            .await
+            .unwrap_or_else(|error| Err(Failure::internal("cannot begin an operation", &error)))
+    }
+
     /// Does the work of an operation beside everything else, and ends it.
-    pub(crate) fn work<Work>(&self, handle: OpHandle, work: Work)
+    fn work<Work>(&self, handle: OpHandle, work: Work)
     where
         Work: Future<Output = Result<Outcome, Failure>> + Send + 'static,
     {

@@ -23,7 +23,7 @@ use crate::artifact::NewBuild;
 use crate::build;
 use crate::daemon::App;
 use crate::failure::Failure;
-use crate::operation::{Outcome, Subject};
+use crate::operation::{OpHandle, Outcome, Subject};
 
 pub(super) fn add(routes: Routes) -> Routes {
     routes
@@ -62,22 +62,21 @@ async fn pull(app: Arc<App>, call: Call<ImagePullParams>) -> Result<OperationRes
         vm: None,
         image: Some((String::new(), wanted.name().to_owned())),
     };
-    let handle = app
-        .operations
-        .begin("image.pull", subject, &call.op)
-        .await?;
-    if wanted.is_built() {
-        let log = app.shelf.build_log(wanted.name()).display().to_string();
-        handle.edit(|operation| operation.build_log_path = Some(log));
-    }
-    let (shelf, work) = (app.shelf.clone(), handle.clone());
-    app.work(handle.clone(), async move {
-        let image = shelf.obtain_image(wanted, &work).await?;
-        Ok(Outcome {
-            image: Some(image),
-            ..Outcome::default()
-        })
-    });
+    let (shelf, built) = (app.shelf.clone(), wanted.is_built());
+    let log = app.shelf.build_log(wanted.name()).display().to_string();
+    let work = move |work: OpHandle| {
+        if built {
+            work.edit(|operation| operation.build_log_path = Some(log));
+        }
+        async move {
+            let image = shelf.obtain_image(wanted, &work).await?;
+            Ok(Outcome {
+                image: Some(image),
+                ..Outcome::default()
+            })
+        }
+    };
+    let handle = app.begin("image.pull", subject, &call.op, work).await?;
     accepted(&app, &call.query, handle.operation()).await
 }
 
@@ -91,21 +90,20 @@ async fn build_image(
         vm: None,
         image: Some((String::new(), wanted.name().to_owned())),
     };
-    let handle = app
-        .operations
-        .begin("image.build", subject, &call.op)
-        .await?;
     let log = app.shelf.build_log(wanted.name()).display().to_string();
-    handle.edit(|operation| operation.build_log_path = Some(log));
-    let (shelf, work) = (app.shelf.clone(), handle.clone());
+    let shelf = app.shelf.clone();
     let builder = build::in_vms(&app.vms);
-    app.work(handle.clone(), async move {
-        let image = shelf.build_image(wanted, builder, &work).await?;
-        Ok(Outcome {
-            image: Some(image),
-            ..Outcome::default()
-        })
-    });
+    let work = move |work: OpHandle| {
+        work.edit(|operation| operation.build_log_path = Some(log));
+        async move {
+            let image = shelf.build_image(wanted, builder, &work).await?;
+            Ok(Outcome {
+                image: Some(image),
+                ..Outcome::default()
+            })
+        }
+    };
+    let handle = app.begin("image.build", subject, &call.op, work).await?;
     accepted(&app, &call.query, handle.operation()).await
 }
 
@@ -115,18 +113,15 @@ async fn promote(app: Arc<App>, call: Call<Empty>) -> Result<OperationResult, Fa
         vm: None,
         image: Some((image.id.clone(), image.name)),
     };
-    let handle = app
-        .operations
-        .begin("image.promote", subject, &call.op)
-        .await?;
-    let (shelf, work) = (app.shelf.clone(), handle.clone());
-    app.work(handle.clone(), async move {
+    let shelf = app.shelf.clone();
+    let work = move |work: OpHandle| async move {
         let image = shelf.promote(&image.id, &work).await?;
         Ok(Outcome {
             image: Some(image),
             ..Outcome::default()
         })
-    });
+    };
+    let handle = app.begin("image.promote", subject, &call.op, work).await?;
     accepted(&app, &call.query, handle.operation()).await
 }
 

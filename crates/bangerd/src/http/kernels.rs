@@ -19,7 +19,7 @@ use super::reply;
 use super::routes::{Call, Routes, read_body};
 use crate::daemon::App;
 use crate::failure::Failure;
-use crate::operation::{Outcome, Subject};
+use crate::operation::{OpHandle, Outcome, Subject};
 
 pub(super) fn add(routes: Routes) -> Routes {
     routes
@@ -42,18 +42,16 @@ async fn list(app: Arc<App>, call: Call<Request<Body>>) -> Result<Response, Fail
 async fn pull(app: Arc<App>, call: Call<KernelPullParams>) -> Result<OperationResult, Failure> {
     let wanted = app.shelf.wanted_kernel(&call.body).await?;
     app.shelf.can_pull(&wanted).await?;
-    let handle = app
-        .operations
-        .begin("kernel.pull", Subject::default(), &call.op)
-        .await?;
-    let (shelf, work) = (app.shelf.clone(), handle.clone());
-    app.work(handle.clone(), async move {
+    let shelf = app.shelf.clone();
+    let work = |work: OpHandle| async move {
         let entry = shelf.pull_kernel(wanted, &work).await?;
         Ok(Outcome {
             entry: Some(entry),
             ..Outcome::default()
         })
-    });
+    };
+    let begun = app.begin("kernel.pull", Subject::default(), &call.op, work);
+    let handle = begun.await?;
     accepted(&app, &call.query, handle.operation()).await
 }
 

@@ -12,7 +12,7 @@ use super::operations::{WAIT, accepted};
 use super::routes::{Call, Routes};
 use crate::daemon::App;
 use crate::failure::Failure;
-use crate::operation::{Outcome, Subject};
+use crate::operation::{OpHandle, Outcome, Subject};
 
 pub(super) fn add(routes: Routes) -> Routes {
     routes
@@ -69,17 +69,15 @@ async fn disk(app: Arc<App>, _: Call<Empty>) -> Result<DiskReport, Failure> {
 
 async fn reclaim(app: Arc<App>, call: Call<DiskReclaimParams>) -> Result<OperationResult, Failure> {
     let wanted = app.disk.new_reclaim(call.body, &app.operations).await?;
-    let begun = (app.operations)
-        .begin("disk.reclaim", Subject::default(), &call.op)
-        .await;
-    let handle = begun?;
-    let (disk, work) = (app.disk.clone(), handle.clone());
-    app.work(handle.clone(), async move {
+    let disk = app.disk.clone();
+    let work = |work: OpHandle| async move {
         Ok(Outcome {
             reclaim: Some(disk.reclaim(wanted, &work).await?),
             ..Outcome::default()
         })
-    });
+    };
+    let begun = app.begin("disk.reclaim", Subject::default(), &call.op, work);
+    let handle = begun.await?;
     accepted(&app, &call.query, handle.operation()).await
 }
 

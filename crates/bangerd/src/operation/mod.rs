@@ -18,6 +18,8 @@ use banger_api::operation::Operation;
 use banger_model::OpId;
 use banger_store::operations::{self, OpRow};
 use banger_store::{Store, StoreError};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use crate::failure::Failure;
 
@@ -46,6 +48,8 @@ pub(crate) struct Operations {
     store: Store,
     running: Arc<Mutex<HashMap<String, Arc<Live>>>>,
     noted: Arc<AtomicBool>,
+    /// Rung for each that is enlisted.
+    enlisted: Arc<Notify>,
 }
 
 impl Operations {
@@ -55,6 +59,7 @@ impl Operations {
             store,
             running: Arc::default(),
             noted: Arc::default(),
+            enlisted: Arc::default(),
         }
     }
 
@@ -109,6 +114,7 @@ impl Operations {
     pub(crate) fn enlist(&self, handle: &OpHandle) {
         self.lock()
             .insert(handle.id().to_owned(), handle.live().clone());
+        self.enlisted.notify_waiters();
         let ended_before = now_seconds() - i64::try_from(KEPT.as_secs()).expect("an hour");
         self.store
             .post(move |tx| operations::prune(tx, ended_before));
@@ -196,11 +202,20 @@ impl Operations {
     /// # Errors
     /// `not_found`.
     pub(crate) async fn wait(&self, id: &str, limit: Duration) -> Result<Operation, Failure> {
-        let Some(live) = self.live(id) else {
-            return self.get(id).await;
+        let deadline = Instant::now() + limit.min(LONGEST_WAIT);
+        let live = loop {
+            let enlisted = self.enlisted.notified();
+            if let Some(live) = self.live(id) {
+                break live;
+            }
+            let found = self.get(id).await?;
+            // Its row is there a moment before it is enlisted.
+            if found.done || timeout_at(deadline, enlisted).await.is_err() {
+                return Ok(found);
+            }
         };
         let follow = Follow::new(live, None);
-        let _ = tokio::time::timeout(limit.min(LONGEST_WAIT), follow.done()).await;
+        let _ = timeout_at(deadline, follow.done()).await;
         Ok(follow.operation())
     }
 

@@ -55,7 +55,12 @@ impl Vms {
         let mut tries = 0;
         loop {
             let vm = new_vm(&params, &spec, name.as_ref(), op)?;
-            match self.admit_new(vm, op).await {
+            let (vms, id) = (self.clone(), op.clone());
+            let admitted = house.whole(async move { vms.admit_new(vm, &id).await });
+            let Some(admitted) = admitted.await else {
+                return Err(Failure::new(Code::Internal, "the daemon ends"));
+            };
+            match admitted {
                 Err(StoreError::Taken(_)) if name.is_none() && tries < NAME_TRIES => tries += 1,
                 Err(error) => return Err(checks::name_taken(error, "VM")),
                 Ok(result) => return result,

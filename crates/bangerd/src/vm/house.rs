@@ -10,7 +10,7 @@ use banger_api::error::Code;
 use banger_api::vm::VmStats;
 use banger_model::{Goal, Phase, VmId};
 use banger_store::{Store, vms};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::events::Events;
@@ -240,6 +240,23 @@ impl House {
     pub(super) fn vanish(&self, vm: &VmId) {
         self.present().remove(vm);
         self.stats().remove(vm);
+    }
+
+    /// Does something to its end, also when who asked for it goes away; `None`
+    /// when the daemon ends first.
+    pub(crate) async fn whole<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let (answer, done) = oneshot::channel();
+        {
+            let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(async move {
+                let _ = answer.send(work.await);
+            });
+        }
+        done.await.ok()
     }
 
     /// Ends every supervisor and touches no VM.

@@ -20,9 +20,15 @@ pub(super) fn layout(place: &Path) -> PathBuf {
         fs::write(dir.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
         json!({"mediaType": kind, "digest": digest.to_string(), "size": bytes.len()})
     };
-    let layer = blob("application/vnd.oci.image.layer.v1.tar", &[0; 1024]);
+    let content = [0; 1024];
+    let layer = blob("application/vnd.oci.image.layer.v1.tar", &content);
     let architecture = crate::artifact::host_arch();
-    let config = json!({"architecture": architecture, "os": "linux", "config": {"User": "bob"}});
+    let config = json!({
+        "architecture": architecture,
+        "os": "linux",
+        "config": {"User": "bob"},
+        "rootfs": {"type": "layers", "diff_ids": [Digest::of(&content).to_string()]},
+    });
     let config = blob(
         "application/vnd.oci.image.config.v1+json",
         config.to_string().as_bytes(),
