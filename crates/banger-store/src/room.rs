@@ -22,6 +22,8 @@ pub(crate) fn take(connection: &mut Connection) {
 
 fn try_take(connection: &mut Connection) -> rusqlite::Result<()> {
     let tx = connection.transaction()?;
+    // Left by a daemon that was cut right here.
+    tx.execute("DROP TABLE IF EXISTS room", [])?;
     tx.execute("CREATE TABLE room (bytes BLOB)", [])?;
     tx.execute("INSERT INTO room VALUES (zeroblob(?1))", [ROOM])?;
     // Written by the commit; pages that are freed before it would not be.
@@ -51,7 +53,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.db");
         let mut writer = open::writer(&path).unwrap();
+        let left = "CREATE TABLE room (left TEXT)";
+        writer.execute(left, []).unwrap();
         take(&mut writer);
+        let tables = "SELECT count(*) FROM sqlite_master WHERE name = 'room'";
+        let tables: i64 = writer.query_row(tables, [], |row| row.get(0)).unwrap();
+        assert_eq!(tables, 0);
         let put = |writer: &Connection, count: i64| {
             for at in 0..count {
                 let text = "x".repeat(2000);

@@ -46,6 +46,8 @@ impl Store {
     /// [`OpenError`]; a damaged or newer file is left unchanged.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let mut writer = open::writer(path)?;
+        // Before anybody reads: what it writes is gone again then.
+        room::take(&mut writer);
         let reader = open::reader(path)?;
         let thread = |cause| OpenError::Thread {
             path: path.to_owned(),
@@ -55,7 +57,6 @@ impl Store {
         std::thread::Builder::new()
             .name("store-write".into())
             .spawn(move || {
-                room::take(&mut writer);
                 while let Some(job) = jobs.blocking_recv() {
                     job(&mut writer);
                 }
