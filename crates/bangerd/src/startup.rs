@@ -18,7 +18,6 @@ use banger_api::error::{Code, Error};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::artifact::space;
 use crate::failure::Failure;
 use crate::http::socket::through_directory;
 
@@ -114,7 +113,7 @@ pub(crate) async fn claim(path: &Path, socket: &Path) -> Result<Claim, Failure> 
         .and_then(|()| file.rewind())
         .and_then(|()| file.write_all(&text))
         .and_then(|()| file.write_all(b"\n"));
-    written.map_err(|error| match space::is_full(&error) {
+    written.map_err(|error| match banger_images::is_full(&error) {
         true => Failure::new(
             Code::NoSpace,
             format!("no space left to write {}", path.display()),

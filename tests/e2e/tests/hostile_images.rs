@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use e2e::archive::{Entry, gzip, tar};
 use e2e::toy::{Answer, Asked, Gate, Image, Toy};
-use e2e::{Census, House, wait};
+use e2e::{Census, House};
 use serde_json::{Value, json};
 
 /// Pulls by the daemon's own interface: the finished operation.
@@ -38,11 +38,7 @@ fn refused(house: &House, before: &Census, reference: &str, code: &str, words: &
     let error = done["error"].as_str().unwrap_or_default();
     assert!(error.contains(words), "no {words:?} in {error:?}");
     // What was killed may take a moment to be gone.
-    let _ = wait::eventually(Duration::from_secs(10), || {
-        house.census().more_than(before).is_empty().then_some(())
-    });
-    let left = house.census().more_than(before);
-    assert!(left.is_empty(), "left by {words:?}: {left:#?}");
+    house.assert_as_before(before, Duration::from_secs(10));
     assert_eq!(house.api("GET", "/v1/ping", None).status, 200);
     let hint = done["hint"].as_str().unwrap_or_default();
     assert!(!hint.is_empty(), "no hint: {done}");

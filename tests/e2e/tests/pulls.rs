@@ -255,9 +255,8 @@ fn a_large_image_gets_half_as_much_again_and_a_size_that_holds_it_is_its_size() 
     assert_eq!(size("sized"), 1 << 30);
     let _ = house.banger("image rm sized pulled").ok();
     // What cannot hold it leaves nothing.
-    let done = with("512M").run();
-    assert_ne!(done.code, 0, "{done}");
-    println!("{}", done.err());
+    let done = with("512M").run().expect(2);
+    let _ = done.says("do not fit into 512M").says("hint: --size ");
     house.assert_as_before(&before, SOON);
 }
 

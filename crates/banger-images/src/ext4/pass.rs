@@ -53,11 +53,12 @@ pub(super) fn write(
     let seeded = home
         .as_ref()
         .map_or(0, |home| tree.measured(home.id).memory);
-    if tree.measured(NodeId::ROOT).memory + seeded > MEMORY {
+    let whole = tree.measured(NodeId::ROOT);
+    if whole.memory + seeded > MEMORY {
         let why = "the image has too many files, directories and attributes".to_owned();
         return Err(WriteError::Layout { why });
     }
-    let (layout, mut files) = plan(tree, image.options, cancel)?;
+    let (layout, mut files) = plan(tree, whole.inodes, image.options, cancel)?;
     let sink = image.sink()?;
     let mut writer = layout.writer(sink).map_err(|e| image.write_error(e))?;
     let seed = home
@@ -120,9 +121,10 @@ fn os_release(tree: &Tree) -> Option<NodeId> {
     })
 }
 
-/// Lays a tree out.
+/// Lays a tree of so many inodes out.
 fn plan<'a>(
     tree: &'a Tree,
+    inodes: u64,
     options: &ImageOptions,
     cancel: &Cancel,
 ) -> Result<(Layout, Vec<Pending<'a>>), WriteError> {
@@ -134,7 +136,6 @@ fn plan<'a>(
         let least = size::least_size(tree, options.read_only);
         (bytes < least).then_some(WriteError::TooSmall { bytes, least })
     };
-    let (_, inodes) = tree.measure();
     let inodes = size::inode_count(inodes, size::usable(bytes), options.read_only)
         .ok_or_else(|| too_small().expect("the least size has room for the inodes"))?;
     let planned = builder(options, inodes).and_then(|mut builder| {

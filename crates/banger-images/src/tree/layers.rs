@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use super::unpacked::Unpacked;
 use super::{Kind, NodeId, ReadError, Source, Tree};
 use crate::codec::Bounded;
+use crate::kernel::hex;
 use crate::progress::{Cancel, Report};
 use crate::tar::{Limits, Reader, Stream, TarError};
 
@@ -145,9 +146,7 @@ impl Tree {
         }
         let spent = hashed.read.saturating_add(holes);
         left.unpacked_bytes = limits.unpacked_bytes.saturating_sub(spent);
-        let digits = hashed.hash.finalize();
-        let digits: String = digits.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok((left, format!("sha256:{digits}")))
+        Ok((left, format!("sha256:{}", hex(&hashed.hash.finalize()))))
     }
 
     /// What is added from here on is another layer's.

@@ -57,6 +57,12 @@ impl Staging {
         Ok(taken)
     }
 
+    /// Removes it, and says so where that fails; what stays is swept at the next start.
+    fn remove(mut self) -> io::Result<()> {
+        self.published = true;
+        fs::remove_dir_all(&self.path)
+    }
+
     /// Where to write.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -172,16 +178,10 @@ pub(crate) fn sweep(parent: &Path, has_row: impl Fn(&str) -> bool) -> io::Result
         let unsettled = || entry.path().join(UNSETTLED).exists();
         if name.starts_with(STAGING) || (!has_row(name) && unsettled()) {
             // Also this may be cut.
-            let path = match name.starts_with(STAGING) {
-                true => entry.path(),
-                false => {
-                    let taken = unused(parent)?;
-                    fs::rename(entry.path(), &taken)?;
-                    sync_parent(&taken)?;
-                    taken
-                }
-            };
-            fs::remove_dir_all(path)?;
+            match name.starts_with(STAGING) {
+                true => fs::remove_dir_all(entry.path())?,
+                false => Staging::taken(&entry.path())?.remove()?,
+            }
             tracing::info!(path = %entry.path().display(), "removed what was left unfinished");
         } else if unsettled() {
             kept.push(name.to_owned());

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use banger_api::error::Code;
+use banger_images::is_full;
 use banger_registry::Weight;
 
 use crate::failure::Failure;
@@ -24,15 +25,17 @@ pub(crate) fn enough(place: &Path, state: &Path) -> Result<(), Failure> {
 
 /// Bytes an ordinary user may still write there.
 pub(crate) fn free_bytes(place: &Path) -> std::io::Result<u64> {
-    let found = rustix::fs::statvfs(place)?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    Ok(free_of(&rustix::fs::statvfs(place)?))
+}
+
+fn free_of(found: &rustix::fs::StatVfs) -> u64 {
+    found.f_bavail.saturating_mul(found.f_frsize)
 }
 
 /// Whether 1 GiB is still free beside an open file that grows: the host's other guests write too.
 pub(crate) fn enough_beside(file: &impl std::os::fd::AsFd) -> bool {
-    let free = |found: rustix::fs::StatVfs| found.f_bavail.saturating_mul(found.f_frsize);
     // A file system that cannot be asked will say so when it is written.
-    rustix::fs::fstatvfs(file).map_or(true, |found| free(found) >= LEAST)
+    rustix::fs::fstatvfs(file).map_or(true, |found| free_of(&found) >= LEAST)
 }
 
 /// Says why an image that is pulled would not fit: its layers in the cache, and unpacked beside
@@ -60,15 +63,6 @@ pub(crate) fn for_image(cache: &Path, images: &Path, weight: &Weight) -> Result<
         }
     }
     Ok(())
-}
-
-/// Whether there was no room to write: on the disk, or in what the user may
-/// have of it.
-pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
 }
 
 /// The failure of what could not be written: `no_space` where that is why.

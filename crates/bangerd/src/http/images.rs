@@ -62,12 +62,12 @@ async fn pull(app: Arc<App>, call: Call<ImagePullParams>) -> Result<OperationRes
         vm: None,
         image: Some((String::new(), wanted.name().to_owned())),
     };
-    let (shelf, built) = (app.shelf.clone(), wanted.is_built());
-    let log = app.shelf.build_log(wanted.name()).display().to_string();
+    let shelf = app.shelf.clone();
+    let log = wanted
+        .is_built()
+        .then(|| shelf.build_log(wanted.name()).display().to_string());
     let work = move |work: OpHandle| {
-        if built {
-            work.edit(|operation| operation.build_log_path = Some(log));
-        }
+        work.edit(|operation| operation.build_log_path = log);
         async move {
             let image = shelf.obtain_image(wanted, &work).await?;
             Ok(Outcome {

@@ -169,58 +169,36 @@ impl Live {
     }
 
     pub(super) fn bytes(&self, done: u64, total: Option<u64>) {
-        let next = {
-            let mut state = self.lock();
-            if state.operation.done {
-                return;
-            }
+        self.tell(|state| {
             state.operation.bytes_done = Some(done);
             state.operation.bytes_total = total;
             state.count(OpEvent::Progress(ProgressEvent {
                 bytes_done: done,
                 bytes_total: total,
             }));
-            state.next
-        };
-        self.news.send_replace(next);
+        });
     }
 
     pub(super) fn part(&self, part: &str, done: u64, total: u64) {
-        let next = {
-            let mut state = self.lock();
-            if state.operation.done {
-                return;
-            }
+        self.tell(|state| {
             state.count(OpEvent::Part(PartEvent {
                 part: part.to_owned(),
                 bytes_done: done,
                 bytes_total: total,
             }));
-            state.next
-        };
-        self.news.send_replace(next);
+        });
     }
 
     pub(super) fn note(&self, line: &str) {
-        let next = {
-            let mut state = self.lock();
-            if state.operation.done {
-                return;
-            }
+        self.tell(|state| {
             state.push(OpEvent::Note(LogEvent {
                 line: line.to_owned(),
             }));
-            state.next
-        };
-        self.news.send_replace(next);
+        });
     }
 
     pub(super) fn log(&self, line: &str) {
-        let next = {
-            let mut state = self.lock();
-            if state.operation.done {
-                return;
-            }
+        self.tell(|state| {
             if state.events.len() > LOG_LINES {
                 let oldest = state
                     .events
@@ -233,6 +211,17 @@ impl Live {
             state.push(OpEvent::Log(LogEvent {
                 line: line.to_owned(),
             }));
+        });
+    }
+
+    /// Changes what goes on, and tells those who follow; nothing where it is over.
+    fn tell(&self, change: impl FnOnce(&mut State)) {
+        let next = {
+            let mut state = self.lock();
+            if state.operation.done {
+                return;
+            }
+            change(&mut state);
             state.next
         };
         self.news.send_replace(next);
