@@ -154,7 +154,10 @@ impl Origin<'_> {
     /// A success or 416; everything else is a fault.
     async fn get(&self, from: u64, what: &str) -> Result<Response, Fault> {
         match self {
-            Origin::Repository(session, path) => session.get(path, "*/*", from, what).await,
+            Origin::Repository(session, path) => {
+                let got = session.get(path, "*/*", from, what).await;
+                got.map_err(Fault::of_a_part)
+            }
             Origin::Address(address) => address.get(from).await,
         }
     }
@@ -198,22 +201,20 @@ pub(crate) async fn obtain(
     wanted: &Wanted,
     moved: Moved<'_>,
 ) -> Result<Hold, RegistryError> {
-    let mut part = match (cache.claim(wanted.digest).await?, wanted.length) {
-        (Claim::Whole { size, .. }, Length::Exactly(said)) if size != said => {
-            let why = format!("it has {size} bytes, and the manifest says {said}");
+    let said = match wanted.length {
+        Length::Exactly(said) => Some(said),
+        Length::AtMost(_) => None,
+    };
+    let mut part = match cache.claim(wanted.digest, said).await? {
+        Claim::Whole { size, .. } if said.is_some_and(|said| said != size) => {
+            let why = format!("it has {size} bytes, and the manifest says otherwise");
             return Err(spoilt(wanted, why));
         }
-        (Claim::Whole { size, hold }, _) => {
+        Claim::Whole { size, hold } => {
             moved(size, Some(size));
             return Ok(hold);
         }
-        (Claim::Part(mut part), length) => {
-            // A length that is known was asked for before.
-            if matches!(length, Length::AtMost(_)) {
-                part.spare_room();
-            }
-            part.resume(length.most()).await?
-        }
+        Claim::Part(part) => part.resume(wanted.length.most()).await?,
     };
     // Cut between its last byte and its name.
     if part.len() > 0 && part.digest() == wanted.digest {
@@ -248,17 +249,8 @@ pub(crate) async fn obtain(
     }
 }
 
-/// Before the digest in what a blob is called.
-const NAMED: &str = "blob ";
-
 fn named(blob: &Descriptor) -> String {
-    format!("{NAMED}{}", blob.digest)
-}
-
-/// Whether this is what a blob is called in messages.
-pub(crate) fn is_blob(what: &str) -> bool {
-    let digest = what.strip_prefix(NAMED);
-    digest.is_some_and(|digest| digest.parse::<Digest>().is_ok())
+    format!("blob {}", blob.digest)
 }
 
 pub(crate) fn damaged(blob: &Descriptor, why: String) -> RegistryError {

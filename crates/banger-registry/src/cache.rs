@@ -1,8 +1,9 @@
 //! Blobs on disk under the names of their content: `<dir>/blobs/sha256/<hex>`.
 //!
-//! A file under such a name is whole and was verified, always: a download grows beside it as
-//! `<hex>.part`, and is synced and renamed when its digest is right. The length of a part is
-//! where a later try goes on. Whoever writes a part holds a lock on it, so two pulls of one blob
+//! A file under such a name is whole and was verified: a download grows beside it as
+//! `<hex>.part`, and is synced and renamed when its digest is right. What the disk makes of it
+//! later is found out by its length, or by whoever reads it and finds it wrong, and then it is
+//! [checked](Cache::check) again. The length of a part is where a later try goes on. Whoever writes a part holds a lock on it, so two pulls of one blob
 //! become one download and a wait, in one process or in several. Whoever reads a blob holds a
 //! shared lock on it, and nothing is pruned that cannot be locked alone.
 //!
@@ -35,7 +36,7 @@ const LOOK_EVERY: u64 = 64 << 20;
 #[derive(Debug, Clone)]
 pub struct Cache {
     blobs: PathBuf,
-    /// Bytes of the disk that what grows unforeseen leaves free.
+    /// Bytes of the disk that what grows leaves free.
     spare: u64,
 }
 
@@ -73,8 +74,7 @@ impl Cache {
         Ok(Cache { blobs, spare: 0 })
     }
 
-    /// The same cache, which leaves so many bytes of its disk free when it writes what nobody
-    /// knows the length of.
+    /// The same cache, which leaves so many bytes of its disk free while it writes.
     #[must_use]
     pub fn sparing(self, spare: u64) -> Cache {
         Cache { spare, ..self }
@@ -203,11 +203,7 @@ impl Cache {
     /// Holds the blob if it is here whole, and tells its length; waits while it is pruned.
     async fn hold(&self, digest: Digest) -> Result<Option<(u64, Hold)>, RegistryError> {
         let path = self.path(digest);
-        let file = match OpenOptions::new()
-            .read(true)
-            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
-            .open(&path)
-        {
+        let file = match open_blob(&path) {
             Ok(file) => lock_shared(file, &path).await?,
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(cause) => return Err(RegistryError::disk("open", &path, cause)),
@@ -220,12 +216,55 @@ impl Cache {
         Ok(Some((meta.len(), Hold(Arc::new(file)))))
     }
 
-    /// The blob, or the right to write it; waits while somebody else has that right.
-    pub(crate) async fn claim(&self, digest: Digest) -> Result<Claim, RegistryError> {
+    /// Reads a blob that is here again, and removes it where it is no more what its name says;
+    /// `true` then. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// [`RegistryError::Cache`].
+    pub fn check(&self, digest: Digest) -> Result<bool, RegistryError> {
+        let path = self.path(digest);
+        let failed = |cause| RegistryError::disk("read", &path, cause);
+        let mut file = match open_blob(&path) {
+            Ok(file) => file,
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(cause) => return Err(failed(cause)),
+        };
+        // A disk that cannot read it back has not kept it.
+        if digest_of(&mut file).is_ok_and(|found| found == digest) {
+            return Ok(false);
+        }
+        let gate = open_gate(&self.blobs).and_then(|gate| gate.lock().map(|()| gate));
+        let _gate = gate.map_err(|cause| RegistryError::disk("lock", &self.blobs, cause))?;
+        // Whoever holds it has it open, or will find it wrong as well; a new one stays.
+        if still_named(&file, &path)? {
+            unlink(&path)?;
+        }
+        Ok(true)
+    }
+
+    /// The same, off the runtime's threads.
+    pub(crate) async fn checked(&self, digest: Digest) -> Result<bool, RegistryError> {
+        let cache = self.clone();
+        tokio::task::spawn_blocking(move || cache.check(digest))
+            .await
+            // The runtime ends, and the pull with it.
+            .map_err(|_| RegistryError::Cancelled)?
+    }
+
+    /// The blob, or the right to write it; waits while somebody else has that right. A blob of
+    /// another length than `said` is checked again: it or who said so is wrong.
+    pub(crate) async fn claim(
+        &self,
+        digest: Digest,
+        said: Option<u64>,
+    ) -> Result<Claim, RegistryError> {
         let whole = self.path(digest);
         let path = part_of(&whole);
         loop {
             if let Some((size, hold)) = self.hold(digest).await? {
+                if said.is_some_and(|said| said != size) && self.checked(digest).await? {
+                    continue;
+                }
                 return Ok(Claim::Whole { size, hold });
             }
             let file = OpenOptions::new()
@@ -260,7 +299,7 @@ impl Cache {
                 len: 0,
                 inherited: 0,
                 spare: self.spare,
-                look_at: None,
+                look_at: 0,
             };
             // Or it ended between our look and our opening, and this is a new, empty part.
             if let Some((size, hold)) = self.hold(digest).await? {
@@ -307,6 +346,24 @@ fn open_gate(blobs: &Path) -> io::Result<File> {
         .mode(0o600)
         .custom_flags(OFlags::NOFOLLOW.bits() as i32)
         .open(blobs.with_file_name("lock"))
+}
+
+fn open_blob(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+        .open(path)
+}
+
+fn digest_of(file: &mut File) -> io::Result<Digest> {
+    let mut hash = Sha256::new();
+    let mut chunk = vec![0; READ_CHUNK];
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok(Digest::finish(hash)),
+            read => hash.update(&chunk[..read]),
+        }
+    }
 }
 
 fn part_of(whole: &Path) -> PathBuf {
@@ -398,8 +455,8 @@ pub(crate) struct Part {
     inherited: u64,
     /// Bytes of the disk to leave free.
     spare: u64,
-    /// At which length the disk is looked at; never, where there is none.
-    look_at: Option<u64>,
+    /// At which length the disk is looked at.
+    look_at: u64,
 }
 
 impl Drop for Part {
@@ -475,7 +532,6 @@ impl Part {
         fill: impl FnOnce(&mut Filling<'_>) -> Result<(), RegistryError>,
     ) -> Result<Hold, RegistryError> {
         let path = self.path.clone();
-        self.spare_room();
         let filled = self
             .clear()
             .map_err(|cause| RegistryError::disk("empty", &path, cause))
@@ -498,18 +554,13 @@ impl Part {
         unlink(&self.path)
     }
 
-    /// From here on what is written leaves some room on the disk.
-    pub(crate) fn spare_room(&mut self) {
-        self.look_at = Some(0);
-    }
-
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.look_at.is_some_and(|at| at <= self.len) {
+        if self.look_at <= self.len {
             let disk = rustix::fs::fstatvfs(&self.file)?;
             if disk.f_bavail.saturating_mul(disk.f_frsize) < self.spare {
                 return Err(io::ErrorKind::StorageFull.into());
             }
-            self.look_at = Some(self.len + LOOK_EVERY);
+            self.look_at = self.len + LOOK_EVERY;
         }
         self.file.write_all(bytes)?;
         self.count(bytes);
@@ -518,6 +569,7 @@ impl Part {
 
     fn clear(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
+        self.look_at = 0;
         self.hash = Sha256::new();
         self.len = 0;
         self.inherited = 0;
@@ -597,7 +649,7 @@ mod tests {
     }
 
     async fn part(cache: &Cache, digest: Digest, size: u64) -> Part {
-        match cache.claim(digest).await.expect("a claim") {
+        match cache.claim(digest, None).await.expect("a claim") {
             Claim::Part(part) => part.resume(size).await.expect("what is there"),
             Claim::Whole { .. } => panic!("{digest} is whole"),
         }
@@ -607,21 +659,17 @@ mod tests {
     async fn the_disk_is_looked_at_before_the_first_byte_and_again_later() {
         let (_dir, cache) = cache();
         let digest = Digest::of(b"hello");
-        // What is known beforehand was asked for beforehand.
         let greedy = cache.clone().sparing(u64::MAX);
-        let known = part(&greedy, digest, 5).await;
-        let mut known = known.append(vec![Bytes::from("he")]).await.expect("room");
-        known.spare_room();
-        let full = known.append(vec![Bytes::from("llo")]).await;
+        let first = part(&greedy, digest, 5).await;
+        let full = first.append(vec![Bytes::from("he")]).await;
         assert!(
             matches!(full, Err(RegistryError::NoSpace { .. })),
             "{full:?}"
         );
 
-        let mut grows = part(&cache, Digest::of(b"other"), 5).await;
-        grows.spare_room();
+        let grows = part(&cache, Digest::of(b"other"), 5).await;
         let mut grows = grows.append(vec![Bytes::from("x")]).await.expect("room");
-        assert_eq!(grows.look_at, Some(LOOK_EVERY));
+        assert_eq!(grows.look_at, LOOK_EVERY);
         grows.spare = u64::MAX;
         let mut grows = grows.append(vec![Bytes::from("y")]).await.expect("no look");
         grows.len = LOOK_EVERY;
@@ -677,7 +725,7 @@ mod tests {
             .expect("room");
         drop(left_one.append(vec![Bytes::from("x")]).await.expect("room"));
         // A second reader is enough.
-        let Claim::Whole { hold, .. } = cache.claim(read).await.expect("a claim") else {
+        let Claim::Whole { hold, .. } = cache.claim(read, None).await.expect("a claim") else {
             panic!("it is whole")
         };
         holds.clear();
@@ -714,10 +762,42 @@ mod tests {
         let (_dir, cache) = cache();
         let digest = Digest::of(b"hello");
         let first = part(&cache, digest, 5).await;
-        let mut second = Box::pin(cache.claim(digest));
+        let mut second = Box::pin(cache.claim(digest, None));
         assert!(futures_util::poll!(&mut second).is_pending());
         let _held = first.keep().await.expect("kept");
         assert!(matches!(second.await, Ok(Claim::Whole { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_blob_that_the_disk_spoilt_goes_where_somebody_looks() {
+        let (_dir, cache) = cache();
+        let digest = Digest::of(b"hello");
+        let keep = async || {
+            let part = part(&cache, digest, 5).await;
+            let part = part.append(vec![Bytes::from("hello")]).await.expect("room");
+            part.keep().await.expect("kept")
+        };
+        assert!(!cache.check(digest).expect("nothing to look at"));
+        let held = keep().await;
+        assert!(!cache.check(digest).expect("looked at"), "it is right");
+        // Somebody is wrong who says another length, and the blob is not.
+        let claimed = cache.claim(digest, Some(6)).await.expect("a claim");
+        assert!(matches!(claimed, Claim::Whole { size: 5, .. }));
+
+        fs::write(cache.path(digest), b"jello").expect("spoilt");
+        let claimed = cache.claim(digest, Some(5)).await.expect("a claim");
+        assert!(
+            matches!(claimed, Claim::Whole { .. }),
+            "its length is right"
+        );
+        drop((claimed, held));
+        assert!(cache.check(digest).expect("looked at"));
+        assert_eq!(cache.list().expect("a list"), []);
+
+        drop(keep().await);
+        fs::write(cache.path(digest), b"hel").expect("cut short");
+        let claimed = cache.claim(digest, Some(5)).await.expect("a claim");
+        assert!(matches!(claimed, Claim::Part(_)), "{claimed:?}");
     }
 
     #[tokio::test]
@@ -734,7 +814,7 @@ mod tests {
         let (_dir, cache) = cache();
         let digest = Digest::of(b"hello");
         let first = part(&cache, digest, 5).await;
-        let mut second = Box::pin(cache.claim(digest));
+        let mut second = Box::pin(cache.claim(digest, None));
         let early = futures_util::poll!(&mut second);
         assert!(early.is_pending(), "the part is locked");
         let gone = cache.prune(|_| true).expect("pruned");
@@ -755,7 +835,7 @@ mod tests {
         let (_dir, cache) = cache();
         let digest = Digest::of(b"hello");
         let first = part(&cache, digest, 5).await;
-        let mut second = Box::pin(cache.claim(digest));
+        let mut second = Box::pin(cache.claim(digest, None));
         assert!(futures_util::poll!(&mut second).is_pending());
         first.discard().expect("discarded");
         match second.await.expect("a claim") {
@@ -770,7 +850,7 @@ mod tests {
         let (_dir, cache) = cache();
         let digest = Digest::of(b"hello");
         let first = part(&cache, digest, 5).await;
-        let mut second = Box::pin(cache.claim(digest));
+        let mut second = Box::pin(cache.claim(digest, None));
         assert!(futures_util::poll!(&mut second).is_pending());
         first.discard().expect("discarded");
         // Quicker than the one who waited, on a new file of the same name.

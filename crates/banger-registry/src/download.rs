@@ -68,11 +68,7 @@ impl Address<'_> {
             None => Again::Soon,
         };
         let why = format!("it answered {}", status.as_u16());
-        let remedy = if passes {
-            Remedy::Wait
-        } else {
-            Remedy::Operator
-        };
+        let remedy = Remedy::of_status(passes);
         let error = unavailable(self.host(), self.what(), why, remedy, None);
         Err(Fault { error, again })
     }
@@ -132,6 +128,8 @@ async fn obtain_open(
 ) -> Result<File, RegistryError> {
     let origin = Origin::Address(address);
     let path = cache.path(wanted.digest);
+    // It is used as it is here, so whether it is still what it was is seen first.
+    cache.checked(wanted.digest).await?;
     // Nobody prunes it until it is open.
     let _held = blob::obtain(&origin, cache, wanted, &mut |now, all| progress(now, all)).await?;
     File::open(&path).map_err(|cause| RegistryError::disk("open", &path, cause))

@@ -10,7 +10,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::blob::is_blob;
 use crate::document::Platform;
 use crate::http::{self, TlsFault};
 use crate::limits::Limits;
@@ -36,6 +35,8 @@ pub enum RegistryError {
         registry: String,
         /// What was asked for.
         what: String,
+        /// A blob, which an image that is there names.
+        is_part: bool,
     },
     /// The registry wants another login, or none will do.
     #[error("{registry} refused {what} ({status})")]
@@ -190,6 +191,14 @@ pub enum Remedy {
 }
 
 impl Remedy {
+    /// Of a status that is no success, and whether it may pass.
+    pub(crate) fn of_status(passes: bool) -> Remedy {
+        match passes {
+            true => Remedy::Wait,
+            false => Remedy::Operator,
+        }
+    }
+
     fn hint(self, registry: &str) -> String {
         match self {
             Remedy::Reach => format!(
@@ -220,8 +229,7 @@ impl RegistryError {
                  oci-layout:DIR or docker-archive:FILE"
                     .to_owned(),
             ),
-            // The manifest is there, and names it.
-            RegistryError::NotFound { what, .. } if is_blob(what) => {
+            RegistryError::NotFound { is_part: true, .. } => {
                 Some("the image is not whole there: have it pushed again".to_owned())
             }
             RegistryError::NotFound { registry, .. } => Some(format!(
@@ -422,6 +430,14 @@ impl Fault {
             again: Again::Soon,
         }
     }
+
+    /// The same of a part of an image that is there.
+    pub(crate) fn of_a_part(mut self) -> Fault {
+        if let RegistryError::NotFound { is_part, .. } = &mut self.error {
+            *is_part = true;
+        }
+        self
+    }
 }
 
 impl From<RegistryError> for Fault {
@@ -527,10 +543,10 @@ mod tests {
     fn whatever_went_wrong_has_a_next_step_that_is_about_it() {
         let text = || "x".to_owned();
         let unavailable = |remedy| unavailable("reg.lan", "a/b:1", text(), remedy, None);
-        let blob = format!("blob {}", crate::Digest::of(b""));
-        let absent = |what: &str| RegistryError::NotFound {
+        let absent = || RegistryError::NotFound {
             registry: "reg.lan".to_owned(),
-            what: what.to_owned(),
+            what: text(),
+            is_part: false,
         };
         let (what, why, path) = (text(), text(), PathBuf::from("/p/q"));
         for (error, step) in [
@@ -549,10 +565,10 @@ mod tests {
                 "leave out",
             ),
             (
-                absent("a/b:1"),
+                absent(),
                 "check the name and the tag; if it is private: docker login reg.lan",
             ),
-            (absent(&blob), "pushed again"),
+            (Fault::from(absent()).of_a_part().error, "pushed again"),
             (unavailable(Remedy::Reach), "is reg.lan spelled right"),
             (unavailable(Remedy::Repeat), "goes on with what came"),
             (unavailable(Remedy::Wait), "try again later"),

@@ -222,7 +222,10 @@ impl Client {
         let tally = Tally::new(total, progress);
 
         // First the config: it can still tell that the layers are not wanted.
-        let held = blob::fetch(&session, cache, &manifest.config, &tally).await?;
+        let mut held = blob::fetch(&session, cache, &manifest.config, &tally).await?;
+        if cache.checked(manifest.config.digest).await? {
+            held = blob::fetch(&session, cache, &manifest.config, &tally).await?;
+        }
         let path = cache.path(manifest.config.digest);
         let config_json =
             fs::read(&path).map_err(|cause| RegistryError::disk("read", &path, cause))?;

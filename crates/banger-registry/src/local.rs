@@ -142,13 +142,14 @@ impl Desk<'_> {
         std::mem::take(&mut holds)
     }
 
-    /// The right to write a blob, or its length where the cache has it; then it stays there.
-    fn claim(&self, digest: Digest) -> Result<Result<Part, u64>, RegistryError> {
+    /// The right to write a blob of `said` bytes, or its length where the cache has it; then it
+    /// stays there.
+    fn claim(&self, digest: Digest, said: Option<u64>) -> Result<Result<Part, u64>, RegistryError> {
         let claim = async {
             tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => Err(RegistryError::Cancelled),
-                claim = self.cache.claim(digest) => claim,
+                claim = self.cache.claim(digest, said) => claim,
             }
         };
         Ok(match tokio::runtime::Handle::current().block_on(claim)? {
@@ -217,7 +218,7 @@ impl Desk<'_> {
     fn store_bytes(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
         let size = bytes.len() as u64;
         Share::of(&self.tally, digest, size).set(size);
-        match self.claim(digest)? {
+        match self.claim(digest, Some(size))? {
             Ok(part) => {
                 let hold = part.fill_here(|filling| filling.write(bytes))?;
                 self.hold(hold);

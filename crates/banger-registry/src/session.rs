@@ -241,6 +241,7 @@ impl<'c> Session<'c> {
             StatusCode::NOT_FOUND => RegistryError::NotFound {
                 registry: self.reference.registry().to_owned(),
                 what: what.to_owned(),
+                is_part: false,
             }
             .into(),
             StatusCode::TOO_MANY_REQUESTS => Fault {
@@ -259,13 +260,8 @@ impl<'c> Session<'c> {
                     "" => format!("it answered {}", status.as_u16()),
                     message => format!("it answered {}: {message}", status.as_u16()),
                 };
-                let remedy = if passes {
-                    Remedy::Wait
-                } else {
-                    Remedy::Operator
-                };
                 Fault {
-                    error: self.unavailable(what, why, remedy),
+                    error: self.unavailable(what, why, Remedy::of_status(passes)),
                     again: if passes { again } else { Again::Never },
                 }
             }

@@ -235,3 +235,20 @@ async fn two_downloads_of_one_file_are_one_and_a_cancelled_one_ends_at_once() {
     let (got, ()) = tokio::join!(get(&bench, &toy, &bytes), leave);
     assert!(matches!(got, Err(RegistryError::Cancelled)), "{got:?}");
 }
+
+#[tokio::test]
+async fn a_kept_file_that_the_disk_spoilt_comes_anew() {
+    let bytes = file();
+    let served = bytes.clone();
+    let toy = Toy::start(move |request| range(&served, request)).await;
+    let bench = Bench::new();
+    assert!(get(&bench, &toy, &bytes).await.expect("a file") == bytes);
+    let path = bench.cache.path(Digest::of(&bytes));
+    for spoil in [1_usize, bytes.len()] {
+        let mut other = bytes[..spoil].to_vec();
+        other[0] ^= 1;
+        std::fs::write(&path, other).expect("spoilt");
+        assert!(get(&bench, &toy, &bytes).await.expect("a file") == bytes);
+    }
+    assert_eq!(toy.requests().len(), 3);
+}

@@ -393,3 +393,21 @@ async fn a_pull_may_change_threads() {
     let pulled = may_change_threads(bench.pull(&toy)).await;
     assert_image(&pulled.expect("an image"), &image);
 }
+
+#[tokio::test]
+async fn a_config_that_the_disk_spoilt_and_a_layer_that_it_cut_come_anew() {
+    let image = Image::new();
+    let toy = Toy::serving(&image, |_| None).await;
+    let bench = Bench::new();
+    bench.pull(&toy).await.expect("an image");
+    let spoil = |bytes: &[u8], other: &[u8]| {
+        std::fs::write(bench.cache.path(Digest::of(bytes)), other).expect("spoilt");
+    };
+    let mut config = image.config.clone();
+    config[0] ^= 1;
+    spoil(&image.config, &config);
+    spoil(image.large(), &image.large()[..1000]);
+    assert_image(&bench.pull(&toy).await.expect("an image"), &image);
+    bench.assert_blobs_are_true();
+    assert_eq!(toy.asked(&image.large_path()).len(), 2);
+}

@@ -309,7 +309,7 @@ impl<'d> Archive<'d> {
         let mut sizes = HashMap::new();
         for layer in wanted {
             let mut share = Share::of(&desk.tally, layer.digest, layer.extent.size);
-            let size = match desk.claim(layer.digest)? {
+            let size = match desk.claim(layer.digest, None)? {
                 Err(size) => size,
                 Ok(part) => {
                     let lost = |cause| self.unreadable(cause);

@@ -170,7 +170,7 @@ impl<'d> Layout<'d> {
     /// Copies a blob into the cache, unless it is there.
     fn copy(&self, blob: &Descriptor) -> Result<(), RegistryError> {
         let mut share = Share::of(&self.desk.tally, blob.digest, blob.size);
-        let part = match self.desk.claim(blob.digest)? {
+        let part = match self.desk.claim(blob.digest, Some(blob.size))? {
             Ok(part) => part,
             Err(size) if size == blob.size => {
                 share.set(size);

@@ -169,28 +169,71 @@ impl Shelf {
         let _claim = self.claim(Kind::Image, wanted.name())?;
         // Whoever came after the last look at the name gets what is there.
         self.can_pull_image(&wanted).await?;
+        let mut made = self.write_pulled(&wanted, &cancel, &report).await?;
+        if let Err((failure, pulled)) = made {
+            if !self.drop_spoilt(&failure, pulled).await? {
+                return Err(failure);
+            }
+            made = self.write_pulled(&wanted, &cancel, &report).await?;
+        }
+        self.add_published(made.map_err(|(failure, _)| failure)?)
+            .await
+    }
+
+    /// One try: the image, or why it could not be written, and what it was to be made of.
+    async fn write_pulled(
+        &self,
+        wanted: &NewPull,
+        cancel: &Cancel,
+        report: &Arc<dyn Report>,
+    ) -> Result<Result<ImageRecord, (Failure, Pulled)>, Failure> {
         let pulled = match &wanted.source {
             Source::Registry(reference) => {
                 report.stage("download", &reference.to_string());
                 tokio::select! {
                     biased;
                     () = cancelled(cancel.clone()) => return Err(was_cancelled()),
-                    pulled = self.download(reference, &*report) => pulled?,
+                    pulled = self.download(reference, &**report) => pulled?,
                 }
             }
             Source::Local(local) => {
                 report.stage("read_files", &local.to_string());
-                self.read_local(local, &cancel, &report).await?
+                self.read_local(local, cancel, report).await?
             }
         };
-        let parent = self.0.images_dir.clone();
-        let record = blocking(move || {
-            make(&wanted.name, &parent, &*report, |dir| {
+        let (wanted, parent) = (wanted.clone(), self.0.images_dir.clone());
+        let (cancel, report) = (cancel.clone(), Arc::clone(report));
+        blocking(move || {
+            let made = make(&wanted.name, &parent, &*report, |dir| {
                 fill(&wanted, &pulled, dir, &cancel, &*report)
-            })
+            });
+            Ok(made.map_err(|failure| (failure, pulled)))
         })
-        .await?;
-        self.add_published(record).await
+        .await
+    }
+
+    /// Whether it was a layer in the cache that is no more what it was when it came, and is gone
+    /// now. Only an image that cannot be read is worth that look.
+    async fn drop_spoilt(&self, failure: &Failure, pulled: Pulled) -> Result<bool, Failure> {
+        if failure.code != Code::BadArchive {
+            return Ok(false);
+        }
+        let shelf = self.clone();
+        blocking(move || {
+            let drop = || {
+                let cache = shelf.layers()?;
+                let mut spoilt = false;
+                for layer in &pulled.manifest.layers {
+                    if cache.check(layer.digest)? {
+                        tracing::warn!(digest = %layer.digest, "removed a damaged blob");
+                        spoilt = true;
+                    }
+                }
+                Ok(spoilt)
+            };
+            drop().map_err(|error: RegistryError| failures::of_registry(&error))
+        })
+        .await
     }
 
     async fn download(
@@ -218,7 +261,7 @@ impl Shelf {
     }
 
     /// The cache of layers and bundles, which leaves room on the disk.
-    pub(in crate::artifact) fn layers(&self) -> Result<Cache, RegistryError> {
+    pub(crate) fn layers(&self) -> Result<Cache, RegistryError> {
         let cache = Cache::open(&self.0.oci)?;
         Ok(cache.sparing(space::LEAST))
     }

@@ -200,3 +200,20 @@ async fn a_kernel_that_cannot_be_used_leaves_no_pulled_image() {
     assert_eq!(kept(&house), 0);
     assert_eq!(house.get("/v1/images").await["images"], json!([]));
 }
+
+#[tokio::test]
+async fn a_layer_that_the_disk_spoilt_in_the_cache_is_read_anew() {
+    let house = House::new().await;
+    let reference = format!("oci-layout:{}", layout(house.place.path()).display());
+    let done = pull(&house, json!({"ref": reference, "name": "before"})).await;
+    assert_eq!(done["success"], true, "{done}");
+    let cache = house.app.shelf.layers().unwrap();
+    let layer = Digest::of(&[0; 1024]);
+    assert!(cache.size(layer).unwrap().is_some());
+    // Of the same length: only who reads it finds out.
+    fs::write(cache.path(layer), [b'x'; 1024]).unwrap();
+    let done = pull(&house, json!({"ref": reference, "name": "after"})).await;
+    assert_eq!(done["success"], true, "{done}");
+    assert_eq!(fs::read(cache.path(layer)).unwrap(), [0; 1024]);
+    assert_eq!(kept(&house), 2);
+}
