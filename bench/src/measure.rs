@@ -79,6 +79,12 @@ pub(crate) fn ratios(title: &str, ours: &[f64], theirs: &[f64]) -> String {
     )
 }
 
+/// A line that says whether a goal is met.
+pub(crate) fn goal(what: &str, met: bool) -> String {
+    let verdict = if met { "met" } else { "NOT MET" };
+    format!("goal: {what}: {verdict}")
+}
+
 /// What a network costs: the whole of it outside of the kernel's boot, which
 /// is the same and differs most from run to run, and the time of its driver.
 pub(crate) fn network_cost(with: &Series, without: &Series) -> String {
@@ -103,6 +109,12 @@ pub(crate) fn pairs(title: &str, ours: &[f64], theirs: &[f64]) -> String {
     let (ratio, min, max) = spread(&each);
     let (ours, theirs) = (spread(ours).0, spread(theirs).0);
     format!("  {title:<34} {ours:>9.3} {theirs:>9.3} {ratio:>7.2} {min:>7.2} {max:>7.2}")
+}
+
+/// The median of ratios of paired runs.
+pub(crate) fn median_ratio(ours: &[f64], theirs: &[f64]) -> f64 {
+    let each: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a / b).collect();
+    spread(&each).0
 }
 
 /// Median, minimum and maximum.

@@ -14,6 +14,8 @@ use anyhow::{Context, Result};
 /// it lives.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
+const ALONE_WITHIN: Duration = Duration::from_secs(30);
+
 /// Bytes, before and at most.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peak {
@@ -58,6 +60,10 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn start(pid: u64) -> Result<Self> {
+        // What a daemon asks other programs when it begins is not what is measured.
+        let alone = || descendants(pid).is_empty().then_some(());
+        let alone = e2e::wait::eventually(ALONE_WITHIN, alone);
+        alone.context("the daemon has children when nothing is asked of it")?;
         let idle = field(pid, "status", "VmRSS:").context("a process has memory")?;
         // The most it took begins anew.
         fs::write(format!("/proc/{pid}/clear_refs"), "5")?;

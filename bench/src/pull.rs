@@ -19,7 +19,7 @@ use e2e::archive::header;
 use e2e::{census, wait};
 
 use crate::house::House;
-use crate::measure::{Run, Series, ratios};
+use crate::measure::{Run, Series, goal, median_ratio, ratios};
 use crate::memory::{Peak, Watch};
 
 const TOOLS: [&str; 7] = [
@@ -32,6 +32,11 @@ const TOOLS: [&str; 7] = [
     "umoci",
 ];
 const PACKAGES: &str = "gcc,g++,git,perl,python3,vim";
+/// How much faster than the usual tools it is to be, and with how many bytes more than when idle.
+const TIMES: f64 = 3.0;
+const MEMORY: u64 = 64 << 20;
+/// What one file may take more among ten times as many: the spread of a single run.
+const GROWTH: f64 = 1.25;
 const SMALL_FILES: [usize; 3] = [10_000, 100_000, 1_000_000];
 
 /// Measures all of it so many times and says what came out.
@@ -73,16 +78,24 @@ pub(crate) fn section(rounds: usize) -> Result<String> {
         "{}",
         ratios("the usual tools / banger", &theirs, &ours)
     )?;
+    let times = median_ratio(&theirs, &ours);
+    let what = format!("at least {TIMES} times faster than the usual tools");
+    writeln!(text, "{}\n", goal(&what, times >= TIMES))?;
     for peak in &peaks {
         writeln!(text, "{peak}")?;
     }
+    let what = format!("at most {} MiB more than when idle", MEMORY >> 20);
+    let met = peaks.iter().all(|peak| peak.above() <= MEMORY);
+    writeln!(text, "{}", goal(&what, met))?;
 
     writeln!(text, "\nimages of many small files")?;
+    let mut each = Vec::new();
     for count in SMALL_FILES {
         let name = format!("small-{count}");
         registry.push(&place, &name, &place.small(count)?)?;
         let (run, peak, _) = pull(&house, &registry, &name)?;
         let wall = run.wall.as_secs_f64();
+        each.push((wall / count as f64, peak.above() as f64 / count as f64));
         writeln!(
             text,
             "  {count:>7} files: {wall:>7.2} s, {:>5.1} us a file; {peak}; {:.0} bytes a file",
@@ -91,6 +104,13 @@ pub(crate) fn section(rounds: usize) -> Result<String> {
         )?;
         eprintln!("{count} files");
     }
+    // What each pull takes, however small, is in the first of them.
+    let linear = each.windows(2).all(|pair| {
+        let ((time, memory), (next_time, next_memory)) = (pair[0], pair[1]);
+        next_time <= time * GROWTH && next_memory <= memory * GROWTH
+    });
+    let what = "time and memory of a file are no more where there are ten times as many";
+    writeln!(text, "{}", goal(what, linear))?;
     Ok(text)
 }
 
