@@ -66,7 +66,7 @@ pub enum AptError {
         log: String,
     },
     /// The host's disk is full.
-    #[error("no space for {what}")]
+    #[error("no space left to {what}")]
     NoSpace {
         /// What it was to do.
         what: String,

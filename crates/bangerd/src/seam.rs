@@ -5,9 +5,13 @@
 //! `failpoints` the daemon aborts at the seam that `BANGER_ABORT_AT` names and
 //! leaves out the intent of the holding that `BANGER_SKIP_INTEND` names, so
 //! that a test can see that each intent matters. The in-crate double cuts the
-//! power of a whole house instead.
+//! power of a whole house instead. Work on images and kernels waits at the
+//! stage that `BANGER_PAUSE_AT` names until it is given up, or until somebody
+//! writes to the pipe `BANGER_PAUSE_UNTIL`.
 
+use banger_images::Cancel;
 use banger_model::Holding;
+use rustix::event::{PollFd, PollFlags};
 
 /// Works whose steps have seams of each holding they take or give back.
 const TAKING: &str = "start";
@@ -57,6 +61,30 @@ pub(crate) fn all() -> Vec<String> {
         }
     }
     names
+}
+
+/// Waits where the stage is the one to pause at.
+pub(crate) fn pause(stage: &str, given_up: &Cancel) {
+    if !cfg!(feature = "failpoints") || std::env::var("BANGER_PAUSE_AT").as_deref() != Ok(stage) {
+        return;
+    }
+    let wait = || {
+        let until = std::env::var_os("BANGER_PAUSE_UNTIL").map(|path| {
+            // Also for writing: then it opens at once, and is never at its end.
+            let pipe = std::fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(path);
+            pipe.expect("the pipe to wait for is there")
+        });
+        let mut ends = vec![PollFd::new(given_up, PollFlags::IN)];
+        ends.extend(until.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
+        while rustix::event::poll(&mut ends, None) == Err(rustix::io::Errno::INTR) {}
+    };
+    match tokio::runtime::Handle::try_current() {
+        Ok(_) => tokio::task::block_in_place(wait),
+        Err(_) => wait(),
+    }
 }
 
 /// Where a house can be cut.

@@ -16,6 +16,7 @@ pub mod disk;
 pub mod done;
 pub mod fixture;
 pub mod house;
+pub mod operations;
 pub mod registry;
 pub mod run;
 pub mod small;

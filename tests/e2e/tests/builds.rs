@@ -86,20 +86,6 @@ fn is_there(root: &Path, path: &str) -> bool {
     done.out().contains("Inode:")
 }
 
-/// Logs of builds that are kept.
-fn logs(house: &House) -> Vec<PathBuf> {
-    let found = std::fs::read_dir(house.state().join("images"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let mut logs: Vec<PathBuf> = found
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|end| end == "log"))
-        .collect();
-    logs.sort();
-    logs
-}
-
 fn assert_nothing_came(house: &House, before: &Census) {
     house.assert_as_before(before, Duration::from_secs(15));
     assert!(house.vms().is_empty());
@@ -143,7 +129,7 @@ fn packages_make_an_image_and_the_one_it_was_made_of_stays_as_it_was() {
     assert_eq!(sum(&base), before, "the base was changed");
     assert!(house.vms().is_empty());
     assert_eq!(
-        logs(&house),
+        house.build_logs(),
         [""; 0].map(PathBuf::from),
         "a log of a build that went well"
     );
@@ -205,7 +191,7 @@ fn a_script_makes_an_image_with_all_that_files_can_be() {
     let done = house.call(words).input(text).limit(LONG).run().ok();
     println!("built in {:.1} s", done.took.as_secs_f32());
     assert_eq!(sum(&base), before, "the base was changed");
-    assert_eq!(logs(&house), [""; 0].map(PathBuf::from));
+    assert_eq!(house.build_logs(), [""; 0].map(PathBuf::from));
     let root = rootfs(&house, "made");
     disk::assert_clean(&root);
     for path in [
@@ -276,7 +262,7 @@ fn a_build_that_fails_says_why_and_leaves_its_log_alone() {
         let path = script(&house, text);
         let done = build(&house, &["dev", "--from", "bare", "--script", &path]).expect(70);
         let done = done.says(why).says("cannot build \"dev\"");
-        let [log] = logs(&house).try_into().expect("one log");
+        let [log] = house.build_logs().try_into().expect("one log");
         let done = done.says(&log.display().to_string());
         if !text.starts_with('#') {
             let kept = std::fs::read_to_string(&log).expect("a log");
@@ -292,7 +278,7 @@ fn a_build_that_fails_says_why_and_leaves_its_log_alone() {
     // The name is free, and the next build writes the log anew.
     let path = script(&house, "true");
     let _ = build(&house, &["dev", "--from", "bare", "--script", &path]).ok();
-    assert_eq!(logs(&house), [""; 0].map(PathBuf::from));
+    assert_eq!(house.build_logs(), [""; 0].map(PathBuf::from));
 }
 
 #[test]
@@ -353,7 +339,7 @@ fn a_build_that_cannot_be_is_refused_before_anything_is_begun() {
 
 /// A build that runs a script which does not end, begun.
 fn hanging(house: &House) -> e2e::Live {
-    for log in logs(house) {
+    for log in house.build_logs() {
         std::fs::remove_file(log).expect("an own file");
     }
     let path = script(house, "echo begun; sleep 1000");
@@ -363,7 +349,7 @@ fn hanging(house: &House) -> e2e::Live {
         .start();
     let begun = || {
         let text = |path: &PathBuf| std::fs::read_to_string(path).unwrap_or_default();
-        logs(house).iter().any(|log| text(log) == "begun\n")
+        house.build_logs().iter().any(|log| text(log) == "begun\n")
     };
     wait::until_true("the script runs", SOON, begun);
     live
@@ -380,7 +366,7 @@ fn ctrl_c_ends_a_build_and_leaves_nothing() {
     live.ctrl_c();
     let _ = live.wait().expect(130);
     assert_nothing_came(&house, &before);
-    assert_eq!(logs(&house), [""; 0].map(PathBuf::from));
+    assert_eq!(house.build_logs(), [""; 0].map(PathBuf::from));
     // While it boots, too.
     let path = script(&house, "true");
     let live = house

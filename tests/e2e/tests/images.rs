@@ -156,7 +156,7 @@ fn a_build_that_is_interrupted_leaves_nothing_and_can_be_repeated() {
         let _ = build.wait().expect(130);
         let _ = house.banger("image show cut").expect(3);
         house.assert_as_before(&before, Duration::from_secs(10));
-        assert_eq!(logs(&house), Vec::<PathBuf>::new());
+        assert_eq!(house.build_logs(), Vec::<PathBuf>::new());
     }
     // Killing the daemon is no different.
     let build = house
@@ -180,15 +180,6 @@ fn a_build_that_is_interrupted_leaves_nothing_and_can_be_repeated() {
     let _ = failed.says(&whole);
     assert!(fs::metadata(&log).expect("the log").len() > 0);
     let _ = house.banger("image show wrong").expect(3);
-}
-
-/// Logs of builds that are kept.
-fn logs(house: &House) -> Vec<PathBuf> {
-    let images = fs::read_dir(house.state().join("images")).expect("the daemon's");
-    let paths = images.map(|entry| entry.expect("the daemon's").path());
-    paths
-        .filter(|path| path.extension().is_some_and(|end| end == "log"))
-        .collect()
 }
 
 #[test]

@@ -47,18 +47,10 @@ fn pull(house: &House, reference: &str) -> Live {
     house.call(["pull", reference, "--name", "pulled"]).start()
 }
 
-/// Operations that go on.
-fn under_way(house: &House) -> Vec<serde_json::Value> {
-    let list = house.api("GET", "/v1/operations", None).body;
-    let mut found = list["operations"].as_array().cloned().unwrap_or_default();
-    found.retain(|operation| operation["done"] == false);
-    found
-}
-
 #[track_caller]
 fn wait_pulls(house: &House, count: usize) {
     wait::until_true("pulls are under way", SOON, || {
-        under_way(house).len() == count
+        house.under_way().len() == count
     });
 }
 
@@ -298,15 +290,6 @@ fn a_pull_that_is_given_up_goes_on_where_it_was() {
     }
 }
 
-/// Waits until the one pull that is under way is at this stage.
-#[track_caller]
-fn wait_stage(house: &House, stage: &str) {
-    wait::until_true(stage, SOON, || {
-        let all = under_way(house);
-        all.iter().any(|operation| operation["stage"] == stage)
-    });
-}
-
 #[test]
 fn a_pull_that_is_given_up_while_it_is_unpacked_leaves_its_blobs() {
     let (house, before) = begun();
@@ -320,7 +303,7 @@ fn a_pull_that_is_given_up_while_it_is_unpacked_leaves_its_blobs() {
     let reference = toy.put("1", image.clone());
     for stage in ["read_layers", "write_image"] {
         let live = pull(&house, &reference);
-        wait_stage(&house, stage);
+        house.wait_stage(stage, SOON);
         live.ctrl_c();
         let _ = live.wait().expect(130);
         house.assert_as_before(&before, SOON);
@@ -330,7 +313,7 @@ fn a_pull_that_is_given_up_while_it_is_unpacked_leaves_its_blobs() {
 
     // The daemon dies there.
     let live = pull(&house, &reference);
-    wait_stage(&house, "write_image");
+    house.wait_stage("write_image", SOON);
     house.kill_daemon();
     let _ = live.wait();
     let _ = house.banger("list").ok();
@@ -361,7 +344,7 @@ fn files_that_are_given_up_while_they_are_read_leave_only_whole_blobs() {
     fs::write(&archive, tar(&entries)).expect("an own file");
     let reference = format!("docker-archive:{}", archive.display());
     let live = pull(&house, &reference);
-    wait_stage(&house, "read_files");
+    house.wait_stage("read_files", SOON);
     live.ctrl_c();
     let _ = live.wait().expect(130);
     house.assert_as_before(&before, SOON);

@@ -38,7 +38,8 @@ pub(super) fn of_apt(error: &AptError) -> Failure {
 
 pub(super) fn of_kernel(error: &KernelError) -> Failure {
     if error.is_no_space() {
-        return describe(Code::NoSpace, error);
+        // Reading a package writes too.
+        return Failure::new(Code::NoSpace, "no space left to unpack the kernel").caused_by(error);
     }
     match error {
         KernelError::Unsupported { .. } => describe(Code::Unsupported, error),

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::cancelled::cancelled;
 use crate::failure::Failure;
 use crate::ports::Progress;
+use crate::seam;
 
 /// News a slow waiter may be behind; then it misses some.
 const NEWS: usize = 512;
@@ -62,6 +63,7 @@ struct Teller {
     stage: Mutex<Option<News>>,
     /// When the bytes of all, and of each part, were told last.
     told: Mutex<HashMap<Option<String>, Instant>>,
+    cancel: Cancel,
 }
 
 impl Teller {
@@ -84,6 +86,7 @@ impl Report for Teller {
         *lock(&self.stage) = Some(news.clone());
         lock(&self.told).clear();
         let _ = self.news.send(news);
+        seam::pause(stage, &self.cancel);
     }
 
     fn bytes(&self, done: u64, total: Option<u64>) {
@@ -200,6 +203,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
             news: broadcast::Sender::new(NEWS),
             stage: Mutex::default(),
             told: Mutex::default(),
+            cancel: cancel.clone(),
         });
         let flight = Arc::new(Flight {
             waiters: Mutex::new(0),

@@ -16,11 +16,12 @@ use std::path::Path;
 
 use banger_api::error::Code;
 use banger_api::image::Image;
-use banger_images::Report;
 use banger_images::ext4::{ROOTFS, SEED};
+use banger_images::{Cancel, Report};
 use banger_model::ImageName;
 use banger_store::images::{self, ImageRow};
 
+use super::flight::was_cancelled;
 use super::own::KERNEL;
 use super::publish::Staging;
 use super::records::{self, ImageRecord};
@@ -100,9 +101,17 @@ impl Shelf {
         }
     }
 
-    /// Writes the row of an image whose directory is in place.
-    async fn add_published(&self, record: ImageRecord) -> Result<ImageRecord, Failure> {
+    /// Writes the row of an image whose directory is in place, unless it was given up by now.
+    async fn add_published(
+        &self,
+        record: ImageRecord,
+        cancel: &Cancel,
+    ) -> Result<ImageRecord, Failure> {
         let place = self.0.images_dir.join(&record.image.id);
+        if cancel.is_cancelled() {
+            publish::discard(vec![place]).await;
+            return Err(was_cancelled());
+        }
         let row = row(&record);
         match self
             .0

@@ -304,14 +304,14 @@ impl Shelf {
             return Ok(record);
         }
         self.name_is_free(name.as_str(), wanted.force).await?;
-        let parent = self.0.kernels_dir.clone();
-        self.add(claim, move || {
+        let (parent, switch) = (self.0.kernels_dir.clone(), cancel.clone());
+        self.add(claim, cancel, move || {
             let (staging, download) = (begin(&parent)?, begin(&parent)?);
-            let fetched = fetch_fresh(&apt, &package, resolved, download.path(), &cancel, &*report)
+            let fetched = fetch_fresh(&apt, &package, resolved, download.path(), &switch, &*report)
                 .map_err(|error| failures::of_apt(&error))?;
             // Others may use apt while this one unpacks.
             drop(apt);
-            let info = kernel::import_deb(&fetched, staging.path(), &cancel, &*report)
+            let info = kernel::import_deb(&fetched, staging.path(), &switch, &*report)
                 .map_err(|error| failures::of_kernel(&error))?;
             drop(download);
             let source = info
@@ -355,13 +355,13 @@ impl Shelf {
         let work = |cancel: Cancel, report: Arc<dyn Report>| async move {
             let claim = shelf.claim(Kind::Kernel, name.as_str())?;
             shelf.name_is_free(name.as_str(), false).await?;
-            let parent = shelf.0.kernels_dir.clone();
+            let (parent, switch) = (shelf.0.kernels_dir.clone(), cancel.clone());
             let making = move || {
                 let staging = begin(&parent)?;
                 let import = if params.deb_path.is_some() {
-                    kernel::import_deb(&path, staging.path(), &cancel, &*report)
+                    kernel::import_deb(&path, staging.path(), &switch, &*report)
                 } else {
-                    kernel::import_dir(&path, staging.path(), &cancel, &*report)
+                    kernel::import_dir(&path, staging.path(), &switch, &*report)
                 };
                 let info = import.map_err(|error| {
                     let mut failure = failures::of_kernel(&error);
@@ -372,7 +372,7 @@ impl Shelf {
                 let source = Some(format!("import:{}", path.display()));
                 Made::of(staging, &parent, &name, source, Some(&params), &info)
             };
-            shelf.add(claim, making).await
+            shelf.add(claim, cancel, making).await
         };
         Ok(self
             .0

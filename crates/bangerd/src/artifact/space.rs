@@ -44,25 +44,44 @@ pub(crate) fn enough_beside(file: &impl std::os::fd::AsFd) -> bool {
 pub(crate) fn for_image(cache: &Path, images: &Path, weight: &Weight) -> Result<(), String> {
     let packed = weight.layers.saturating_sub(weight.plain);
     let root = packed.saturating_mul(2).saturating_add(weight.plain);
-    let device = |place: &Path| std::fs::metadata(place).map(|found| found.dev()).ok();
-    let asked = if device(cache) == device(images) {
-        vec![(images, root.saturating_add(weight.missing))]
+    let asked = if are_together(cache, images) {
+        vec![(images, root.saturating_add(weight.missing), LEAST)]
     } else {
-        vec![(cache, weight.missing), (images, root)]
+        vec![(cache, weight.missing, 0), (images, root, LEAST)]
     };
-    for (place, needed) in asked {
+    for (place, needed, spare) in asked {
         // A file system that cannot be asked will say so when it is written.
         if let Ok(free) = free_bytes(place)
-            && free < needed
+            && free < needed.saturating_add(spare)
         {
             let (needed, free) = (needed.div_ceil(1 << 20), free >> 20);
             let place = place.display();
+            let beside = if spare > 0 {
+                " beside the 1G that is left free"
+            } else {
+                ""
+            };
             return Err(format!(
-                "the image needs about {needed}M in {place}, and {free}M are free"
+                "the image needs about {needed}M in {place}{beside}, and {free}M are free"
             ));
         }
     }
     Ok(())
+}
+
+/// Bytes that what comes into the cache leaves free there. On a file system of its own it takes
+/// nothing from guests' disks, and may have all.
+pub(crate) fn spare(cache: &Path, images: &Path) -> u64 {
+    match are_together(cache, images) {
+        true => LEAST,
+        false => 0,
+    }
+}
+
+/// Whether two directories are on one file system.
+fn are_together(one: &Path, other: &Path) -> bool {
+    let device = |place: &Path| std::fs::metadata(place).map(|found| found.dev()).ok();
+    device(one) == device(other)
 }
 
 /// The failure of what could not be written: `no_space` where that is why.
@@ -122,6 +141,7 @@ mod tests {
             why.starts_with("the image needs about 8796093022208M"),
             "{why}"
         );
+        assert!(why.contains("beside the 1G"), "{why}");
         let plain = Weight {
             plain: all,
             ..weight(all, 0)
@@ -136,5 +156,8 @@ mod tests {
             elsewhere.contains(dir.path().to_str().unwrap()),
             "{elsewhere}"
         );
+        assert!(!elsewhere.contains("beside"), "{elsewhere}");
+        assert_eq!(spare(dir.path(), dir.path()), LEAST);
+        assert_eq!(spare(dir.path(), Path::new("/proc")), 0);
     }
 }

@@ -215,14 +215,14 @@ impl Shelf {
         let log = self.build_log(wanted.name.as_str());
         let parent = self.0.images_dir.clone();
         let logged = Arc::new(Logged::new(report, &log));
-        let (name, kept) = (wanted.name.clone(), logged.clone());
+        let (name, kept, switch) = (wanted.name.clone(), logged.clone(), cancel.clone());
         let made = blocking(move || {
             make(&wanted.name, &parent, &*logged, |dir| {
-                fill(&wanted, dir, &cancel, &*logged)
+                fill(&wanted, dir, &switch, &*logged)
             })
         });
         let made = match made.await {
-            Ok(record) => self.add_published(record).await,
+            Ok(record) => self.add_published(record, &cancel).await,
             Err(failure) => Err(failure),
         };
         kept.end(name.as_str(), made)

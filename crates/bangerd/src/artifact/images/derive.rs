@@ -164,11 +164,11 @@ impl Shelf {
             None => self.find_image(&wanted.job.from).await?,
         };
         let (name, size) = (wanted.name.clone(), wanted.size);
-        let given = wanted.own_kernel.clone();
+        let (given, switch) = (wanted.own_kernel.clone(), cancel.clone());
         let record = blocking(move || {
             make(&name, &parent, &*report, |dir| {
-                let own_kernel = keep_kernel(&base, given.as_ref(), dir, &cancel, &*report)?;
-                let mut image = fill(&base, spool, dir, size, &cancel, &*report)?;
+                let own_kernel = keep_kernel(&base, given.as_ref(), dir, &switch, &*report)?;
+                let mut image = fill(&base, spool, dir, size, &switch, &*report)?;
                 if given.is_some() {
                     image.kernel_name = None;
                 }
@@ -176,7 +176,7 @@ impl Shelf {
             })
         })
         .await?;
-        self.add_published(record).await
+        self.add_published(record, &cancel).await
     }
 }
 

@@ -281,13 +281,16 @@ impl Shelf {
         })
         .await?;
         if let Some(kernel) = &record.image.kernel_name {
-            let within = Within { report, cancel };
+            let within = Within {
+                report,
+                cancel: cancel.clone(),
+            };
             if let Err(failure) = self.have_kernel(kernel, &within).await {
                 // It has no row yet, so nobody else speaks of it.
                 publish::discard(vec![self.0.images_dir.join(&record.image.id)]).await;
                 return Err(failure);
             }
         }
-        self.add_published(record).await
+        self.add_published(record, &cancel).await
     }
 }

@@ -60,10 +60,10 @@ impl Shelf {
         }
         let place = self.0.images_dir.join(&record.image.id);
         let parent = self.0.images_dir.clone();
-        let (from, to) = (record, place.clone());
+        let (from, to, switch) = (record, place.clone(), cancel.clone());
         let promoted = blocking(move || {
             let staging = Staging::new(&parent).map_err(|error| cannot(&from.image, error))?;
-            copy_files(&from, staging.path(), &cancel, &*report)?;
+            copy_files(&from, staging.path(), &switch, &*report)?;
             report.stage("publish", &from.image.name);
             let promoted = managed(from, &to);
             let text = serde_json::to_vec_pretty(&promoted).expect("a record is plain JSON");
@@ -73,6 +73,10 @@ impl Shelf {
             Ok(promoted)
         })
         .await?;
+        if cancel.is_cancelled() {
+            publish::discard(vec![place]).await;
+            return Err(was_cancelled());
+        }
         let row = row(&promoted);
         let written = self
             .0

@@ -176,8 +176,8 @@ impl Shelf {
             }
             made = self.write_pulled(&wanted, &cancel, &report).await?;
         }
-        self.add_published(made.map_err(|(failure, _)| failure)?)
-            .await
+        let record = made.map_err(|(failure, _)| failure)?;
+        self.add_published(record, &cancel).await
     }
 
     /// One try: the image, or why it could not be written, and what it was to be made of.
@@ -263,7 +263,7 @@ impl Shelf {
     /// The cache of layers and bundles, which leaves room on the disk.
     pub(crate) fn layers(&self) -> Result<Cache, RegistryError> {
         let cache = Cache::open(&self.0.oci)?;
-        Ok(cache.sparing(space::LEAST))
+        Ok(cache.sparing(space::spare(&self.0.oci, &self.0.images_dir)))
     }
 
     fn has_room(&self, weight: &Weight) -> Result<(), String> {

@@ -132,13 +132,13 @@ impl Shelf {
         }
         self.name_is_free(name.as_str(), wanted.force).await?;
         let file = self.bundle(&bundle, &cancel, &report).await?;
-        let parent = self.0.kernels_dir.clone();
-        self.add(claim, move || {
+        let (parent, switch) = (self.0.kernels_dir.clone(), cancel.clone());
+        self.add(claim, cancel, move || {
             let staging = begin(&parent)?;
             report.stage("unpack", name.as_str());
             let digest = bundle.digest.bytes();
             let (info, manifest) =
-                import_kernel(&file, Some(&digest), staging.path(), &cancel, &*report)
+                import_kernel(&file, Some(&digest), staging.path(), &switch, &*report)
                     .map_err(|error| failures::of_bundle(&error))?;
             report.stage("publish", name.as_str());
             // What it is for is read off the kernel itself.

@@ -10,11 +10,13 @@ use std::io;
 use std::path::Path;
 
 use banger_api::kernel::{KernelEntry, KernelImportParams};
+use banger_images::Cancel;
 use banger_images::bzimage::Format;
 use banger_images::kernel::KernelInfo;
 use banger_model::KernelName;
 use banger_store::kernels;
 
+use super::super::flight::was_cancelled;
 use super::super::publish::{self, Staging};
 use super::super::records::KernelRecord;
 use super::super::{Claim, Shelf, blocking, space, users};
@@ -32,16 +34,18 @@ pub(super) struct Made {
 }
 
 impl Shelf {
-    /// Makes a kernel's directory, puts it in place, and writes its row.
+    /// Makes a kernel's directory, puts it in place, and writes its row, unless it was given up
+    /// by then.
     pub(super) async fn add(
         &self,
         _claim: Claim,
+        cancel: Cancel,
         making: impl FnOnce() -> Result<Made, Failure> + Send + 'static,
     ) -> Result<KernelRecord, Failure> {
         let made = blocking(making).await?;
         // Its name was free, or may be overwritten.
         self.name_is_free(&made.record.entry.name, true).await?;
-        let record = self.put_in_place(made).await?;
+        let record = self.put_in_place(made, &cancel).await?;
         for warning in &record.warnings {
             tracing::warn!(kernel = record.entry.name, "{warning}");
         }
@@ -51,7 +55,7 @@ impl Shelf {
         Ok(record)
     }
 
-    async fn put_in_place(&self, made: Made) -> Result<KernelRecord, Failure> {
+    async fn put_in_place(&self, made: Made, cancel: &Cancel) -> Result<KernelRecord, Failure> {
         let Made { staging, record } = made;
         let name = record.entry.name.clone();
         let place = self.0.kernels_dir.join(&name);
@@ -69,19 +73,22 @@ impl Shelf {
             }
             Ok(users)
         });
-        let refused = match written.await {
-            Ok(users) if users.is_empty() => {
-                publish::settle(vec![place]).await;
-                // Also what was replaced is large.
-                blocking(move || {
-                    drop(replaced);
-                    Ok(())
-                })
-                .await?;
-                return Ok(record);
-            }
-            Ok(users) => users::in_use("kernel", &name, &users),
-            Err(error) => error.into(),
+        let refused = match cancel.is_cancelled() {
+            true => was_cancelled(),
+            false => match written.await {
+                Ok(users) if users.is_empty() => {
+                    publish::settle(vec![place]).await;
+                    // Also what was replaced is large.
+                    blocking(move || {
+                        drop(replaced);
+                        Ok(())
+                    })
+                    .await?;
+                    return Ok(record);
+                }
+                Ok(users) => users::in_use("kernel", &name, &users),
+                Err(error) => error.into(),
+            },
         };
         match replaced {
             Some(replaced) => {
@@ -217,8 +224,15 @@ mod tests {
     async fn a_kernel_that_a_vm_began_to_use_while_another_was_made_is_not_replaced() {
         let place = tempfile::tempdir().unwrap();
         let shelf = shelf(place.path());
-        shelf.put_in_place(made(&shelf, "1")).await.unwrap();
-        shelf.put_in_place(made(&shelf, "2")).await.unwrap();
+        let cancel = Cancel::new().unwrap();
+        shelf
+            .put_in_place(made(&shelf, "1"), &cancel)
+            .await
+            .unwrap();
+        shelf
+            .put_in_place(made(&shelf, "2"), &cancel)
+            .await
+            .unwrap();
         assert_is(&shelf, "2").await;
 
         let (inner, runtime) = (shelf.clone(), tokio::runtime::Handle::current());
@@ -230,14 +244,23 @@ mod tests {
             Ok(made)
         };
         let claim = shelf.claim(Kind::Kernel, "k").unwrap();
-        let failure = shelf.add(claim, making).await.unwrap_err();
+        let failure = shelf.add(claim, cancel.clone(), making).await.unwrap_err();
         assert_eq!(failure.code, Code::InUse, "{failure:?}");
         assert!(failure.message.contains("web"), "{failure:?}");
         assert_is(&shelf, "2").await;
 
         // The same where it began only after it was asked for.
-        let failure = shelf.put_in_place(made(&shelf, "4")).await.unwrap_err();
+        let failure = shelf
+            .put_in_place(made(&shelf, "4"), &cancel)
+            .await
+            .unwrap_err();
         assert_eq!(failure.code, Code::InUse, "{failure:?}");
+        assert_is(&shelf, "2").await;
+
+        // What is given up when it is whole already is not kept either.
+        cancel.cancel();
+        let failure = shelf.put_in_place(made(&shelf, "5"), &cancel).await;
+        assert_eq!(failure.unwrap_err().code, Code::Cancelled);
         assert_is(&shelf, "2").await;
     }
 }
