@@ -2,34 +2,59 @@
 //! removing a VM has rows to write first.
 //!
 //! SQLite begins its log (`-wal`) anew once all of it is in the database file, without giving its
-//! blocks back, and takes new pages from those that are free in the file. So what is written once
-//! and dropped stays as room in both.
+//! blocks back, and takes new pages from those that are free in the file. So the log gets its
+//! blocks beforehand, and the file has free pages: blocks behind its end would not stay, as it is
+//! cut to its length each time the log is moved into it.
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
+use rustix::fs::{FallocateFlags, fallocate};
 
-/// How much, bytes.
-const ROOM: u32 = 1 << 20;
-/// Pages in the log at which it is moved into the file: half of the room, as the log grows on
-/// while somebody reads.
-const MOVED_AT: u32 = ROOM / 4096 / 2;
+/// Free pages of the file, bytes.
+const FILE: u32 = 1 << 20;
+/// The log, bytes: it is moved into the file at 1000 pages of 4 KiB, and grows on while somebody
+/// reads.
+const LOG: u64 = 5 << 20;
 
 /// Takes room on the disk. Where there is none left, nothing changes.
-pub(crate) fn take(connection: &mut Connection) {
-    if let Err(error) = try_take(connection) {
+pub(crate) fn take(connection: &mut Connection, path: &Path) {
+    if let Err(error) = in_file(connection) {
         tracing::warn!(%error, "no room is kept for the database");
+    }
+    if let Err(error) = in_log(path) {
+        tracing::warn!(%error, "no room is kept for the log of the database");
     }
 }
 
-fn try_take(connection: &mut Connection) -> rusqlite::Result<()> {
+fn in_file(connection: &mut Connection) -> rusqlite::Result<()> {
+    // Left by a daemon that was cut below.
+    connection.execute("DROP TABLE IF EXISTS room", [])?;
+    let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, u32>(0));
+    let free = number("freelist_count")?.saturating_mul(number("page_size")?);
+    // Some of it may be in use by now, and some comes back.
+    if free >= FILE / 2 {
+        return Ok(());
+    }
     let tx = connection.transaction()?;
-    // Left by a daemon that was cut right here.
-    tx.execute("DROP TABLE IF EXISTS room", [])?;
     tx.execute("CREATE TABLE room (bytes BLOB)", [])?;
-    tx.execute("INSERT INTO room VALUES (zeroblob(?1))", [ROOM])?;
+    tx.execute("INSERT INTO room VALUES (zeroblob(?1))", [FILE])?;
     // Written by the commit; pages that are freed before it would not be.
     tx.commit()?;
     connection.execute("DROP TABLE room", [])?;
-    connection.pragma_update(None, "wal_autocheckpoint", MOVED_AT)
+    // Into the file while there is room for it, and the log is short again.
+    connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()))
+}
+
+/// The log is nobody's but SQLite's, and it locks other files: opening it here takes no lock
+/// away.
+fn in_log(path: &Path) -> std::io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    let log = OpenOptions::new().write(true).open(PathBuf::from(name))?;
+    fallocate(&log, FallocateFlags::KEEP_SIZE, 0, LOG)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -55,7 +80,7 @@ mod tests {
         let mut writer = open::writer(&path).unwrap();
         let left = "CREATE TABLE room (left TEXT)";
         writer.execute(left, []).unwrap();
-        take(&mut writer);
+        take(&mut writer, &path);
         let tables = "SELECT count(*) FROM sqlite_master WHERE name = 'room'";
         let tables: i64 = writer.query_row(tables, [], |row| row.get(0)).unwrap();
         assert_eq!(tables, 0);
@@ -69,17 +94,16 @@ mod tests {
         };
         let make = "CREATE TABLE note (id INTEGER PRIMARY KEY, text TEXT)";
         writer.execute(make, []).unwrap();
-        put(&writer, 300);
         let before = blocks(&path);
         put(&writer, 3000);
         assert_eq!(blocks(&path), before);
-        assert!(before >= 2 * u64::from(ROOM) / 512, "{before}");
+        assert!(before >= (u64::from(FILE) + LOG) / 512, "{before}");
 
         // A daemon that ends moves its log away; those that follow take the same room again.
         drop(writer);
         let sizes = [(); 3].map(|()| {
             let mut writer = open::writer(&path).unwrap();
-            take(&mut writer);
+            take(&mut writer, &path);
             put(&writer, 3000);
             let taken = blocks(&path);
             let move_away = "PRAGMA wal_checkpoint(TRUNCATE)";

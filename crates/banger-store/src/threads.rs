@@ -47,7 +47,7 @@ impl Store {
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let mut writer = open::writer(path)?;
         // Before anybody reads: what it writes is gone again then.
-        room::take(&mut writer);
+        room::take(&mut writer, path);
         let reader = open::reader(path)?;
         let thread = |cause| OpenError::Thread {
             path: path.to_owned(),
