@@ -118,7 +118,11 @@ pub(crate) fn section(rounds: usize) -> Result<String> {
 fn pull(house: &House, registry: &Registry, name: &str) -> Result<(Run, Peak, u64)> {
     let _ = house.banger(&["image", "rm", "bench-pulled"]).output()?;
     house.output(&["daemon", "stop"])?;
-    let _ = fs::remove_dir_all(house.cache().join("blobs"));
+    let blobs = house.cache().join("oci");
+    match fs::remove_dir_all(&blobs) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
     house.output(&["list"])?;
     sync()?;
     let watch = Watch::start(house.daemon()?)?;
@@ -127,6 +131,10 @@ fn pull(house: &House, registry: &Registry, name: &str) -> Result<(Run, Peak, u6
     house.output(&["pull", &reference, "--name", "bench-pulled"])?;
     let wall = begin.elapsed();
     let peak = watch.finish()?;
+    ensure!(
+        blobs.is_dir(),
+        "what was pulled is not where it is removed from"
+    );
     let shown = house.output(&["image", "show", "bench-pulled", "--json"])?;
     let shown: serde_json::Value = serde_json::from_slice(&shown.stdout)?;
     let rootfs = shown["image"]["rootfs_path"].as_str().context("a path")?;
