@@ -20,6 +20,7 @@ mod edge;
 mod exec;
 mod init;
 mod line;
+mod modprobe;
 mod pack;
 mod serve;
 mod stop;
@@ -37,11 +38,10 @@ use crate::agent::Agent;
 use crate::console::{last_words, say};
 
 fn main() {
-    if std::env::args_os()
-        .next()
-        .is_some_and(|name| name == init::stub::NAME)
-    {
-        init::stub::run();
+    match std::env::args_os().next() {
+        Some(name) if name == init::stub::NAME => init::stub::run(),
+        Some(name) if name == modprobe::NAME => modprobe::run(),
+        _ => {}
     }
     if rustix::process::getpid().as_raw_nonzero().get() != 1 {
         // Started by hand somewhere: nothing here is safe for that machine.

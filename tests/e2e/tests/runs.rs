@@ -81,3 +81,25 @@ fn run_hands_back_the_status_and_takes_input() {
     let _ = live.wait().expect(130);
     house.assert_as_before(&before, Duration::from_secs(15));
 }
+
+/// A firewall, a file system, a tunnel: programs count on their modules to come by themselves.
+#[test]
+fn modules_come_when_the_kernel_asks_for_them() {
+    // By the agent alone, and by the image's own program with the image's own settings.
+    for (root, kernel) in [(Root::Bare, Kernel::New), (Root::Bookworm, Kernel::Old)] {
+        let house = House::with(root, kernel);
+        let script = "mkdir -p /etc/modprobe.d; \
+            echo 'alias fs-own btrfs' > /etc/modprobe.d/own.conf; \
+            for kind in xfs own; do mount -t $kind /dev/zero /tmp 2>/dev/null; done; \
+            grep -ow -e xfs -e btrfs /proc/filesystems";
+        let image = root.name();
+        let words = ["run", "--rm", "--image", image, "--", "sh", "-c", script];
+        let out = house.call(words).run().ok().out();
+        let both = ["xfs", "btrfs"];
+        let expected = match root {
+            Root::Bare => &both[..1],
+            _ => &both[..],
+        };
+        assert_eq!(out.lines().collect::<Vec<_>>(), expected, "{image}");
+    }
+}

@@ -27,6 +27,7 @@ use banger_wire::agent::{Boot, Booted};
 use crate::agent::{Agent, Guest};
 use crate::early;
 use crate::init::{self, Found, InitError};
+use crate::modprobe;
 use disks::{Devices, Drive};
 use network::NetworkError;
 use rtnetlink::Link;
@@ -206,6 +207,10 @@ fn assemble(
     let link = link?;
     if link.is_some() {
         stage_now("network");
+    }
+    if modules {
+        // Who asks for one runs later.
+        warnings.note("modules on demand", modprobe::answer());
     }
     let found = init::find(&root);
     stage_now("root");
