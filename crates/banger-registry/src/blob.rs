@@ -6,8 +6,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use reqwest::header::CONTENT_RANGE;
 use reqwest::{Response, StatusCode};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::cache::{Cache, Claim, Hold, Part};
@@ -315,21 +317,23 @@ async fn transfer(
     if declared.is_some_and(|length| length > most - part.len()) {
         return Ok((part, Some(too_long())));
     }
+    let mut reached = part.len();
+    let mut behind = Behind::Rests(part);
     let mut batch = Vec::new();
     let mut held = 0;
     loop {
         let fault = match timeout(stall, response.chunk()).await {
             Ok(Ok(Some(bytes))) => {
                 held += bytes.len();
-                let reached = part.len() + held as u64;
+                reached += bytes.len() as u64;
                 if reached > most {
-                    return Ok((part, Some(too_long())));
+                    return Ok((behind.part().await?, Some(too_long())));
                 }
                 batch.push(bytes);
                 moved(reached, total);
                 if !exactly || reached < most {
                     if held >= BATCH {
-                        part = part.append(std::mem::take(&mut batch)).await?;
+                        behind = behind.write(std::mem::take(&mut batch)).await?;
                         held = 0;
                     }
                     continue;
@@ -337,7 +341,6 @@ async fn transfer(
                 None
             }
             Ok(Ok(None)) if exactly => {
-                let reached = part.len() + held as u64;
                 let why = format!("{reached} bytes came instead of {most}");
                 Some(Fault::passing(spoilt(wanted, why)))
             }
@@ -345,7 +348,36 @@ async fn transfer(
             Ok(Err(cause)) => Some(lost(origin.host(), what, cause)),
             Err(_) => Some(stalled(origin.host(), what, stall)),
         };
+        let part = behind.part().await?;
         return Ok((part.append(batch).await?, fault));
+    }
+}
+
+/// A part that is written while more of it comes: one batch at a time.
+enum Behind {
+    Rests(Part),
+    Writes(JoinSet<Result<Part, RegistryError>>),
+}
+
+impl Behind {
+    /// The part, with all that was given to it.
+    async fn part(self) -> Result<Part, RegistryError> {
+        match self {
+            Behind::Rests(part) => Ok(part),
+            Behind::Writes(mut writing) => match writing.join_next().await {
+                Some(Ok(part)) => part,
+                // The runtime ends, and the pull with it.
+                Some(Err(_)) | None => Err(RegistryError::Cancelled),
+            },
+        }
+    }
+
+    /// Goes on with another batch as soon as the one before is written.
+    async fn write(self, batch: Vec<Bytes>) -> Result<Behind, RegistryError> {
+        let part = self.part().await?;
+        let mut writing = JoinSet::new();
+        writing.spawn(part.append(batch));
+        Ok(Behind::Writes(writing))
     }
 }
 
