@@ -122,7 +122,7 @@ endpoints! {
     ImagePull Post "/images/pull" 202 ImagePullParams => OperationResult;
     /// Take a host's file as image.
     ImageRegister Post "/images/register" 200 ImageRegisterParams => ImageShowResult;
-    /// Build an image from a Debian suite.
+    /// Build an image from a Debian suite, or of another image.
     ImageBuild Post "/images/build" 202 ImageBuildParams => OperationResult;
     /// Copy the files of an unmanaged image into banger's keeping.
     ImagePromote Post "/images/{image}/promote" 202 Empty => OperationResult;

@@ -41,6 +41,9 @@ pub struct KernelEntry {
     /// Of the directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
+    /// What could not be made sure of when it was taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// What can be had by name: an image or a kernel.

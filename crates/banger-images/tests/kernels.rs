@@ -192,6 +192,35 @@ fn a_directory_is_imported_by_what_lies_in_it() {
 }
 
 #[test]
+fn a_directory_is_imported_by_what_its_metadata_says() {
+    let dir = made_up(&ENOUGH, Some("kernel/x.ko\n"));
+    let (from, to) = (dir.path(), tempfile::tempdir().unwrap());
+    let to = to.path();
+    for (old, new) in [
+        ("boot/vmlinux-6.9.1-x", "k"),
+        ("boot/initramfs-6.9.1-x", "i"),
+        ("lib/modules/6.9.1-x", "m"),
+    ] {
+        std::fs::rename(from.join(old), to.join(new)).unwrap();
+    }
+    for metadata in [
+        r#"{"kernel": "k", "initrd": "i", "modules": "m", "distro": "ours"}"#,
+        r#"{"kernel_path": "k", "initrd_path": "i", "modules_dir": "m", "distro": "ours",
+            "kernel_version": "6.9.1-x", "arch": "amd64", "other": 1}"#,
+    ] {
+        std::fs::write(to.join("metadata.json"), metadata).unwrap();
+        let dest = tempfile::tempdir().unwrap();
+        let info = kernel::import_dir(to, dest.path(), &Cancel::new().unwrap(), &Quiet).unwrap();
+        assert_eq!(
+            (info.version.as_str(), info.arch.as_str()),
+            ("6.9.1-x", "amd64")
+        );
+        assert_eq!(info.distro.as_deref(), Some("ours"));
+        assert!(info.has_initrd && info.has_modules, "{metadata}");
+    }
+}
+
+#[test]
 fn a_kernel_without_a_driver_is_refused_by_its_name_and_leaves_nothing() {
     for (missing, word) in [
         ("virtio-blk", "virtio_blk"),

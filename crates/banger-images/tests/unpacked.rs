@@ -10,7 +10,7 @@
 mod image;
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use banger_images::tree::Source;
 use banger_images::{Cancel, Quiet};
 use image::awkward::{ACCESS, stack};
 use image::scan::{Mounted, differing, make_disk, scan, xattrs};
-use image::{Entry, Pack, awkward, packed};
+use image::{Entry, Pack, awkward, large, packed};
 
 const INSIDE: &str = "BANGER_TEST_OWN_MOUNTS";
 /// Room for what umoci unpacks of one image.
@@ -197,52 +197,7 @@ fn long_and_odd_names_are_those_of_umoci() {
     if !inside("long_and_odd_names_are_those_of_umoci") {
         return;
     }
-    // As deep as a name is still a path for who looks from outside.
-    let deep = vec!["d".repeat(254); 15].join("/");
-    let odd = [
-        "new\nline",
-        "tab\ttab",
-        "back\\slash",
-        "\\012",
-        "quote\"'`$(x)",
-        " lead",
-        "trail ",
-        "\u{1f980}\u{1f3f3}\u{fe0f}\u{200d}\u{1f308}",
-        "e\u{301}",
-        "\u{e9}",
-        "\u{7f}\u{1}\u{1b}[2J",
-        "-rf",
-        "~",
-        "...",
-        ".wh",
-        "\u{feff}",
-        "\u{202e}gnp",
-        "*",
-        "a=b",
-        "%41",
-    ];
-    let mut entries = vec![
-        Entry::file("n".repeat(255), "255 bytes"),
-        Entry::file("\u{1f980}".repeat(63), "252 bytes of 63 letters"),
-        Entry::file(format!("{deep}/end"), "deep"),
-        Entry::link("to-the-end", b'1', format!("{deep}/end")),
-        Entry::link("far", b'2', "t/".repeat(2047)),
-        Entry::link("short", b'2', "s".repeat(59)),
-        Entry::link("longer", b'2', "s".repeat(60)),
-        Entry::dir("many"),
-    ];
-    entries.extend(odd.map(|name| Entry::file(name, name)));
-    entries.extend(odd.map(|name| Entry::file(format!("many/{name}/{name}"), name)));
-    // More names than blocks of a directory without an index hold well.
-    entries.extend((0..5000).map(|n| Entry::file(format!("many/file-{n}"), [n as u8])));
-    let layers = stack(vec![
-        entries,
-        vec![
-            Entry::file("many/.wh.file-17", ""),
-            Entry::file(format!("{}/.wh.end", deep), ""),
-        ],
-    ]);
-    assert_same("names", &layers, |_| {});
+    assert_same("names", &large::names(), |_| {});
 }
 
 #[test]
@@ -250,33 +205,7 @@ fn times_of_five_centuries_are_those_of_umoci() {
     if !inside("times_of_five_centuries_are_those_of_umoci") {
         return;
     }
-    let times = [
-        ("1901-the-first", -0x8000_0000, 0),
-        ("1901", -0x7fff_ffff, 999_999_999),
-        ("1969", -1, 0),
-        ("1969-nearly", -1, 999_999_999),
-        ("1970", 0, 0),
-        ("1970-soon", 0, 1),
-        ("2038-the-last", 0x7fff_ffff, 5),
-        ("2038-after", 0x8000_0000, 123_456_789),
-        ("2100", 4_102_444_800, 0),
-        ("2106", 0xffff_ffff, 1),
-        ("2400", 13_569_465_600, 500_000_000),
-        ("2446-the-last", 0x3_7fff_ffff, 0),
-    ];
-    let mut entries = Vec::new();
-    for (name, seconds, nanos) in times {
-        entries.push(Entry::file(name, "x").at(seconds, nanos));
-        entries.push(Entry::dir(format!("d-{name}")).at(seconds, nanos));
-        entries.push(Entry::link(format!("l-{name}"), b'2', name).at(seconds, nanos));
-        entries.push(Entry::node(format!("p-{name}"), b'6', 0, 0).at(seconds, nanos));
-    }
-    // A child that comes later changes nothing of its parent.
-    let later = vec![
-        Entry::file("d-1970/child", "x"),
-        Entry::file("d-2100/.wh.none", ""),
-    ];
-    let layers = stack(vec![entries, later]);
+    let (times, layers) = (large::TIMES, large::times());
     // Umoci counts nanoseconds in 64 bits, which end in 2262.
     let far = ["", "d-", "l-", "p-"].map(|kind| {
         times[10..]
@@ -309,46 +238,6 @@ fn times_of_five_centuries_are_those_of_umoci() {
     });
 }
 
-/// A layer made by GNU tar of one file with large holes.
-fn holey(dir: &Path, options: &[&str], seconds: &str) -> Vec<u8> {
-    use std::os::unix::fs::FileExt as _;
-    let tree = dir.join("tree");
-    fs::create_dir_all(tree.join("dir")).unwrap();
-    for (name, size) in [
-        ("dir/holes", 64 << 20),
-        ("all-hole", 32 << 20),
-        ("tail", 70_000),
-    ] {
-        let file = File::create(tree.join(name)).unwrap();
-        file.set_len(size).unwrap();
-        if name != "all-hole" {
-            file.write_all_at(b"in the first block", 100).unwrap();
-        }
-        if name == "dir/holes" {
-            // More ranges than fit into one header, the last one to the very end.
-            for at in 1..60u64 {
-                file.write_all_at(&[at as u8; 5000], at * 1_000_000)
-                    .unwrap();
-            }
-            file.write_all_at(b"end", size - 3).unwrap();
-        }
-    }
-    let out = dir.join("layer.tar");
-    let done = Command::new("tar")
-        .args(options)
-        .args(["--sort=name", "--numeric-owner", "--owner=12", "--group=34"])
-        .arg(format!("--mtime=@{seconds}"))
-        .arg("-cf")
-        .arg(&out)
-        .arg("-C")
-        .arg(&tree)
-        .arg(".")
-        .output()
-        .unwrap();
-    assert!(done.status.success(), "{done:?}");
-    fs::read(out).unwrap()
-}
-
 #[test]
 fn sparse_files_of_every_form_are_those_of_umoci_and_keep_their_holes() {
     if !inside("sparse_files_of_every_form_are_those_of_umoci_and_keep_their_holes") {
@@ -362,12 +251,16 @@ fn sparse_files_of_every_form_are_those_of_umoci_and_keep_their_holes() {
         (&["--format=pax", "--sparse-version=1.0"], "-1.25"),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let layer = [holey(dir.path(), &[&["-S"], options].concat(), seconds)];
+        let layer = [large::holey(
+            dir.path(),
+            &[&["-S"], options].concat(),
+            seconds,
+        )];
         assert!(layer[0].len() < 1 << 20, "no holes were found: {options:?}");
         // Umoci does not know the oldest form.
         let other = options[0]
             .contains("gnu")
-            .then(|| [holey(dir.path(), options, seconds)]);
+            .then(|| [large::holey(dir.path(), options, seconds)]);
         let other = other.as_ref().unwrap_or(&layer);
         assert_alike(&format!("{options:?}"), &layer, other, &[], |root| {
             for (name, most) in [("dir/holes", 760 << 10), ("all-hole", 0), ("tail", 4096)] {
@@ -383,23 +276,7 @@ fn a_hundred_and_twenty_seven_layers_are_those_of_umoci() {
     if !inside("a_hundred_and_twenty_seven_layers_are_those_of_umoci") {
         return;
     }
-    let layer = |number: usize| {
-        let mut entries = vec![
-            Entry::file("every", format!("{number}")),
-            Entry::file(format!("dir/{number}"), "x").at(number as i64, 0),
-        ];
-        match number % 7 {
-            1 => entries.push(Entry::file(format!("dir/.wh.{}", number - 1), "")),
-            2 => entries.push(Entry::link(format!("hard-{number}"), b'1', "every")),
-            3 => entries.push(Entry::link(format!("late-{number}"), b'1', "hard-2")),
-            4 => entries.clear(),
-            5 => entries.insert(0, Entry::dir("dir").mode(0o700 + number as u32 % 8)),
-            6 if number > 100 => entries.push(Entry::file("dir/.wh..wh..opq", "")),
-            _ => {}
-        }
-        entries
-    };
-    assert_same("127 layers", &stack((0..127).map(layer).collect()), |_| {});
+    assert_same("127 layers", &large::many(), |_| {});
 }
 
 /// On purpose not umoci's: the place where e2fsck puts what it finds is made for every ext4,
@@ -410,14 +287,7 @@ fn a_lost_and_found_of_the_image_is_left_out_at_the_top_only() {
     if !inside("a_lost_and_found_of_the_image_is_left_out_at_the_top_only") {
         return;
     }
-    let layers = stack(vec![vec![
-        Entry::dir("lost+found").mode(0o755).owner(5, 5),
-        Entry::file("lost+found/#12", "found"),
-        Entry::link("kept", b'1', "lost+found/#12"),
-        Entry::dir("home/lost+found").mode(0o711),
-        Entry::file("home/lost+found/x", "x"),
-    ]]);
-    assert_same("lost+found", &layers, |root| {
+    assert_same("lost+found", &large::found(), |root| {
         let stat = fs::metadata(root.join("lost+found")).unwrap();
         assert_eq!((stat.mode() & 0o7777, stat.uid()), (0o700, 0));
         assert_eq!(fs::read_dir(root.join("lost+found")).unwrap().count(), 0);

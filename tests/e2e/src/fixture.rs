@@ -404,13 +404,16 @@ fn openrc_root(dir: &Path) {
 /// that says what goes in and writes it.
 fn suite_recipe(suite: &str) -> String {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/banger-images/src");
-    let text = |name: &str| fs::read_to_string(sources.join(name)).unwrap_or_default();
-    format!(
-        "{suite} {} {} {}",
-        text("suite.rs"),
-        text("tree.rs"),
-        text("ext4.rs")
-    )
+    let mut recipe = suite.to_owned();
+    for room in ["suite", "tar", "tree", "ext4", "xattr"] {
+        let mut files = vec![sources.join(format!("{room}.rs"))];
+        let more = fs::read_dir(sources.join(room)).into_iter().flatten();
+        files.extend(more.flatten().map(|entry| entry.path()));
+        files.sort();
+        let text = |file| fs::read_to_string(file).unwrap_or_default();
+        recipe.extend(files.iter().map(text));
+    }
+    recipe
 }
 
 fn suite_root(dir: &Path, suite: &str, packages: &[&str]) {

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use e2e::{House, Registry, skip};
 use image::scan::{Mounted, differing, make_disk, scan};
-use image::{Pack, awkward};
+use image::{Pack, awkward, large};
 
 /// Room for what umoci unpacks of one image.
 const ROOM: u64 = 1 << 30;
@@ -34,6 +34,9 @@ fn awkward_images_of_a_registry_are_what_umoci_makes_of_them() {
     }
     // Umoci's reader takes a value of no bytes for no attribute.
     stacks.push(("permissions", awkward::permissions(), &["empty"]));
+    stacks.push(("names", large::names(), &[]));
+    stacks.push(("127 layers", large::many(), &[]));
+    stacks.push(("lost+found", large::found(), &[]));
     for (number, (what, layers, apart)) in stacks.iter().enumerate() {
         assert_alike(&house, &registry, (number, what), layers, apart);
     }
@@ -48,15 +51,24 @@ fn awkward_images_that_want_a_login_are_what_umoci_makes_of_them() {
         skip!("needs docker-registry, skopeo, umoci and root");
     };
     registry.log_in(&house);
-    for (number, (what, layers)) in [
-        ("access lists", awkward::access_lists()),
-        ("devices", awkward::devices()),
-        ("times", awkward::times()),
+    let holes = tempfile::tempdir().unwrap();
+    let sparse = ["-S", "--format=pax", "--sparse-version=1.0"];
+    let holes = large::holey(holes.path(), &sparse, "1.5");
+    // Umoci's nanoseconds in 64 bits end in 2262.
+    let far = large::TIMES.iter().filter(|time| time.1 > 9_000_000_000);
+    let far = far.flat_map(|time| ["", "d-", "l-", "p-"].map(|kind| format!("{kind}{}", time.0)));
+    let far: Vec<String> = far.collect();
+    let far: Vec<&str> = far.iter().map(String::as_str).collect();
+    for (number, (what, layers, apart)) in [
+        ("access lists", awkward::access_lists(), &[][..]),
+        ("devices", awkward::devices(), &[]),
+        ("times", large::times(), &far),
+        ("holes", vec![holes], &[]),
     ]
     .iter()
     .enumerate()
     {
-        assert_alike(&house, &registry, (number, what), layers, &[]);
+        assert_alike(&house, &registry, (number, what), layers, apart);
     }
 }
 

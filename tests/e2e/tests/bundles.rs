@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use e2e::archive::{Entry, gzip, tar};
+use e2e::toy::{Image, Toy};
 use e2e::{Call, House, Kernel, disk, fixture, wait};
 use serde_json::{Value, json};
 
@@ -211,11 +213,18 @@ fn bundles_are_made_served_listed_pulled_and_boot_offline() {
 
     let web = Web::serve(&dir);
     let described = with(made, "description", "One program");
+    let registry = Toy::start(|_| None);
+    let files = [Entry::of("etc", b'5'), Entry::file("etc/mark", "layered")];
+    let recipe = registry.put("1", Image::of(vec![gzip(&tar(&files))]));
+    let app = json!({"name": "app", "recipe": recipe});
+    let named = json!({"name": "named", "recipe": recipe, "kernel_ref": "mine"});
     write_catalog(
         &house,
         &[
             with(described, "tarball_url", web.url("box.tar.zst")),
             with(kernel, "tarball_url", web.url("k.tar.zst")),
+            app,
+            named,
         ],
     );
     let _ = house.banger("list").ok();
@@ -242,6 +251,19 @@ fn bundles_are_made_served_listed_pulled_and_boot_offline() {
     let entries = list["entries"].as_array().expect("a list");
     let mine = entries.iter().find(|entry| entry["name"] == "mine");
     assert_eq!(mine.expect("it is listed")["pulled"], false);
+
+    // An entry may be a reference, alone or with a kernel that comes along.
+    for (name, kernel) in [("app", Value::Null), ("named", "mine".into())] {
+        assert_eq!(house.banger(&format!("pull {name}")).ok().line(), name);
+        let shown = house.banger(&format!("image show {name} --json"));
+        let shown = shown.ok().json();
+        assert_eq!(shown["image"]["kernel_name"], kernel, "{shown}");
+        assert_eq!(shown["image"]["oci"]["reference"], recipe, "{shown}");
+    }
+    let _ = house.banger("kernel rm mine").expect(4).says("named");
+    let _ = house.banger("image rm app named").ok();
+    let _ = house.banger("kernel rm mine").ok();
+    house.assert_as_before(&before, SOON);
 
     // The image's kernel comes along.
     assert_eq!(house.banger("pull box").ok().line(), "box");

@@ -218,6 +218,20 @@ fn kernels_are_pulled_from_debian_by_package() {
     // Again is refused, forced is done.
     let again = format!("kernel pull deb:{}", Kernel::Old.package());
     let _ = house.banger(&again).expect(4).says("hint: ");
+    let taken = |house: &House| {
+        let list = house.banger("kernel list --json").ok().json();
+        let entries = list["entries"].as_array().cloned().unwrap_or_default();
+        let old = entries.iter().find(|entry| {
+            let version = entry["kernel_version"].as_str();
+            version.is_some_and(|version| version.starts_with(Kernel::Old.version()))
+        });
+        old.expect("it is here")["imported_at"].clone()
+    };
+    let before = taken(&house);
+    let forced = format!("{again} --force");
+    let forced: Vec<_> = forced.split(' ').collect();
+    let _ = house.call(&forced).limit(LONG).run().ok();
+    assert_ne!(taken(&house), before);
     let _ = house
         .call(["kernel", "pull", "deb:linux-image-nosuch-amd64"])
         .limit(LONG)

@@ -290,22 +290,3 @@ pub(crate) fn access_lists() -> Vec<Vec<u8>> {
         ],
     ])
 }
-
-/// Times that every side can say, of entries of every kind.
-pub(crate) fn times() -> Vec<Vec<u8>> {
-    let times = [
-        (-0x8000_0000, 0),
-        (-1, 999_999_999),
-        (0, 1),
-        (0x8000_0000, 123_456_789),
-        (4_102_444_800, 0),
-    ];
-    let mut entries = Vec::new();
-    for (number, (seconds, nanos)) in times.into_iter().enumerate() {
-        entries.push(Entry::file(format!("f{number}"), "x").at(seconds, nanos));
-        entries.push(Entry::dir(format!("d{number}")).at(seconds, nanos));
-        entries.push(Entry::link(format!("l{number}"), b'2', "x").at(seconds, nanos));
-        entries.push(Entry::node(format!("p{number}"), b'6', 0, 0).at(seconds, nanos));
-    }
-    stack(vec![entries])
-}

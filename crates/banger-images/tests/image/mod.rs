@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 pub(crate) mod awkward;
+pub(crate) mod large;
 pub(crate) mod scan;
 
 use std::fs;

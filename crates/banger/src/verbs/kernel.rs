@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use banger_api::Empty;
 use banger_api::endpoint::{KernelDelete, KernelImport, KernelList, KernelPull, KernelShow};
 use banger_api::kernel::{
-    KernelCatalogResult, KernelImportParams, KernelListResult, KernelPullParams, KernelShowResult,
+    KernelCatalogResult, KernelEntry, KernelImportParams, KernelListResult, KernelPullParams,
+    KernelShowResult,
 };
 use clap::{ArgGroup, Args, Subcommand};
 
@@ -239,12 +240,10 @@ impl Pull {
             let begun = client.call::<KernelPull>(&[], &params).await?.operation;
             let mut progress = Progress::new();
             let done = follow::success(place, &client, &begun.id, &mut progress, cancel).await?;
-            let name = done
-                .entry
-                .map(|entry| entry.name)
-                .or(params.name.clone())
-                .unwrap_or_default();
-            crate::show::line(&escape(&name))?;
+            match done.entry {
+                Some(entry) => taken(&entry)?,
+                None => crate::show::line(&escape(params.name.as_deref().unwrap_or_default()))?,
+            }
             Ok(0)
         })
         .await
@@ -263,7 +262,15 @@ impl Import {
         };
         let client = place.reach().await?;
         let shown = client.call::<KernelImport>(&[], &params).await?;
-        crate::show::line(&escape(&shown.entry.name))?;
+        taken(&shown.entry)?;
         Ok(0)
     }
+}
+
+/// Says what a kernel is called, and what it was taken in spite of.
+fn taken(entry: &KernelEntry) -> Result<(), Failure> {
+    for warning in &entry.warnings {
+        crate::show::warn(warning);
+    }
+    crate::show::line(&escape(&entry.name))
 }

@@ -89,16 +89,15 @@ impl Shelf {
         }
     }
 
-    /// Refuses an image that cannot be made, before anything is begun: a full
-    /// disk, a taken name.
+    /// Refuses an image that cannot be made, before anything is begun: a taken
+    /// name, a full disk.
     async fn can_make(&self, name: &ImageName) -> Result<(), Failure> {
-        space::enough(&self.0.images_dir, &self.0.state)?;
         let key = name.to_string();
         let taken = self.0.store.read(move |db| images::by_name(db, &key));
-        match taken.await? {
-            Some(_) => Err(already_exists(name)),
-            None => Ok(()),
+        if taken.await?.is_some() {
+            return Err(already_exists(name));
         }
+        space::enough(&self.0.images_dir, &self.0.state)
     }
 
     /// Writes the row of an image whose directory is in place, unless it was given up by now.

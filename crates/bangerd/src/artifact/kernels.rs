@@ -406,13 +406,9 @@ impl Shelf {
         }
     }
 
-    /// Removes a kernel that no VM uses.
+    /// Removes a kernel that no VM boots and no image names.
     pub(crate) async fn delete_kernel(&self, name: &str) -> Result<(), Failure> {
-        let vms = |db: &Connection, name: &str| {
-            let users = users::of_kernel(db, name)?;
-            Ok(users.into_iter().map(|vm| ("vm", vm)).collect())
-        };
-        self.remove_kernel(name, vms).await
+        self.remove_kernel(name, users::resting_on_kernel).await
     }
 
     /// Removes a kernel that nothing uses: `users` tells kinds and names.

@@ -178,6 +178,7 @@ impl GivenKernel {
             })?;
         for warning in &info.warnings {
             tracing::warn!(kernel = %self.kernel.display(), "{warning}");
+            report.log(&format!("warning: {warning}"));
         }
         Ok(OwnKernel {
             dir: place.to_owned(),

@@ -78,9 +78,6 @@ pub(crate) struct KernelRecord {
     /// The PCI transport is built in.
     #[serde(default)]
     pub(crate) virtio_pci_builtin: bool,
-    /// What its import warned of.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) warnings: Vec<String>,
 }
 
 impl KernelRecord {

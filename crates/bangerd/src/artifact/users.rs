@@ -36,6 +36,23 @@ pub(super) fn all_of_kernel(
     let vms = using(db, |spec, record| {
         spec["kernel_name"] == name || (spec["kernel_name"].is_null() && record["image_id"] == "")
     })?;
+    with_images(db, name, vms)
+}
+
+/// What the removal of this kernel would break, by kind and name: VMs that boot it, images that
+/// name it.
+pub(super) fn resting_on_kernel(
+    db: &Connection,
+    name: &str,
+) -> Result<Vec<(&'static str, String)>, StoreError> {
+    with_images(db, name, of_kernel(db, name)?)
+}
+
+fn with_images(
+    db: &Connection,
+    name: &str,
+    vms: Vec<String>,
+) -> Result<Vec<(&'static str, String)>, StoreError> {
     let parse = |text: &str| serde_json::from_str(text).unwrap_or(Value::Null);
     let naming = images::list(db)?
         .into_iter()

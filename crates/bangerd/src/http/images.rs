@@ -9,8 +9,9 @@ use banger_api::endpoint::{
     Endpoint, ImageBuild, ImageCachePrune, ImageDelete, ImageList, ImagePromote, ImagePull,
     ImageRegister, ImageShow,
 };
+use banger_api::error::Code;
 use banger_api::image::{
-    ImageBuildParams, ImageCachePruneParams, ImageCachePruneResult, ImageListResult,
+    Image, ImageBuildParams, ImageCachePruneParams, ImageCachePruneResult, ImageListResult,
     ImagePullParams, ImageRegisterParams, ImageShowResult,
 };
 use banger_api::operation::OperationResult;
@@ -68,13 +69,7 @@ async fn pull(app: Arc<App>, call: Call<ImagePullParams>) -> Result<OperationRes
         .then(|| shelf.build_log(wanted.name()).display().to_string());
     let work = move |work: OpHandle| {
         work.edit(|operation| operation.build_log_path = log);
-        async move {
-            let image = shelf.obtain_image(wanted, &work).await?;
-            Ok(Outcome {
-                image: Some(image),
-                ..Outcome::default()
-            })
-        }
+        async move { made(&work, shelf.obtain_image(wanted, &work).await) }
     };
     let handle = app.begin("image.pull", subject, &call.op, work).await?;
     accepted(&app, &call.query, handle.operation()).await
@@ -95,16 +90,21 @@ async fn build_image(
     let builder = build::in_vms(&app.vms);
     let work = move |work: OpHandle| {
         work.edit(|operation| operation.build_log_path = Some(log));
-        async move {
-            let image = shelf.build_image(wanted, builder, &work).await?;
-            Ok(Outcome {
-                image: Some(image),
-                ..Outcome::default()
-            })
-        }
+        async move { made(&work, shelf.build_image(wanted, builder, &work).await) }
     };
     let handle = app.begin("image.build", subject, &call.op, work).await?;
     accepted(&app, &call.query, handle.operation()).await
+}
+
+/// What came of an image that may have been built: its log stays only where that failed.
+fn made(work: &OpHandle, image: Result<Image, Failure>) -> Result<Outcome, Failure> {
+    if !matches!(&image, Err(failure) if failure.code != Code::Cancelled) {
+        work.edit(|operation| operation.build_log_path = None);
+    }
+    Ok(Outcome {
+        image: Some(image?),
+        ..Outcome::default()
+    })
 }
 
 async fn promote(app: Arc<App>, call: Call<Empty>) -> Result<OperationResult, Failure> {

@@ -17,6 +17,7 @@ use super::super::own::GivenKernel;
 use super::super::records::ImageRecord;
 use super::super::{Kind, Shelf, blocking, failures};
 use super::derive::NewDerived;
+use super::pull::parsed_size;
 use super::{Filled, bad_name, make};
 use crate::failure::Failure;
 use crate::ports::{Builder, Progress};
@@ -63,13 +64,13 @@ impl NewBuild {
 /// An image to build of a suite, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NewImage {
-    name: ImageName,
+    pub(super) name: ImageName,
     suite: String,
     packages: Vec<String>,
     size: Option<Size>,
     /// That it boots with, by name.
-    kernel: Option<String>,
-    own_kernel: Option<GivenKernel>,
+    pub(super) kernel: Option<String>,
+    pub(super) own_kernel: Option<GivenKernel>,
 }
 
 impl NewImage {
@@ -89,7 +90,7 @@ impl NewImage {
             .name
             .clone()
             .unwrap_or_else(|| format!("{SUITE_IMAGE}{suite}"));
-        let size = params.size.as_deref().map(Size::parse).transpose();
+        let size = parsed_size(params.size.as_deref())?;
         let mut packages = params.packages.clone();
         if params.docker {
             packages.push("docker.io".to_owned());
@@ -104,7 +105,7 @@ impl NewImage {
             suite,
             packages,
             own_kernel: GivenKernel::of(params)?,
-            size: size.map_err(|error| Failure::new(Code::BadSize, error.to_string()))?,
+            size,
             kernel: None,
         })
     }
@@ -157,10 +158,11 @@ impl Shelf {
     pub(crate) async fn can_build(&self, wanted: &NewBuild) -> Result<(), Failure> {
         match wanted {
             NewBuild::Suite(wanted) => {
-                if let Some(kernel) = wanted.own_kernel.clone() {
-                    blocking(move || kernel.look()).await?;
+                self.can_make(&wanted.name).await?;
+                match wanted.own_kernel.clone() {
+                    Some(kernel) => blocking(move || kernel.look()).await,
+                    None => Ok(()),
                 }
-                self.can_make(&wanted.name).await
             }
             NewBuild::Derived(wanted) => self.can_derive(wanted).await,
         }

@@ -14,6 +14,7 @@ use super::super::own::{GivenKernel, KERNEL};
 use super::super::records::ImageRecord;
 use super::super::{Kind, Shelf, blocking, failures};
 use super::build::Logged;
+use super::pull::parsed_size;
 use super::{Filled, bad_name, make};
 use crate::failure::Failure;
 use crate::ports::{Artifacts, BuildJob, BuildWork, Builder, OwnKernel, Progress};
@@ -42,8 +43,7 @@ impl NewDerived {
             let why = "an image that is made of another needs a name";
             bad(why, "banger image build NAME --from IMAGE --script FILE")
         })?;
-        let size = params.size.as_deref().map(Size::parse).transpose();
-        let size = size.map_err(|error| Failure::new(Code::BadSize, error.to_string()))?;
+        let size = parsed_size(params.size.as_deref())?;
         let work = match (&params.script, &params.packages[..]) {
             (Some(_), [_, ..]) => {
                 let why = "an image is made by a script or by packages, not by both";

@@ -15,7 +15,7 @@ use super::super::records::{self, ImageRecord};
 use super::super::{Kind, Shelf, Within, blocking, failures, host_arch, publish, space};
 use super::build::NewImage;
 use super::pull::checked_size;
-use super::{Filled, NewBuild, NewPull, bad_name, make, suite_of};
+use super::{Filled, NewPull, bad_name, make, suite_of};
 use crate::failure::Failure;
 use crate::ports::Progress;
 
@@ -112,10 +112,7 @@ impl Shelf {
         // One that was chosen must be here; the catalog's is obtained.
         let own_kernel = GivenKernel::of(params)?;
         let (chosen, kernel) = match (&params.kernel_ref, &about.kernel_ref) {
-            (Some(chosen), _) => {
-                self.find_kernel(chosen).await?;
-                (Some(chosen), None)
-            }
+            (Some(chosen), _) => (Some(chosen), None),
             (None, _) if own_kernel.is_some() => (None, None),
             (None, named) => (named.as_ref(), named.clone()),
         };
@@ -150,20 +147,21 @@ impl Shelf {
 
     /// Refuses what cannot succeed, before anything is begun.
     pub(crate) async fn can_obtain(&self, wanted: &WantedImage) -> Result<(), Failure> {
-        if let Some(kernel) = &wanted.kernel {
-            self.kernel_is_to_be_had(kernel).await?;
+        let (name, named, own) = match &wanted.way {
+            Way::Bundle(image) => (&image.name, &image.kernel, &image.own_kernel),
+            Way::Suite(image) => (&image.name, &image.kernel, &image.own_kernel),
+            Way::Pull(image) => (&image.name, &image.kernel, &image.own_kernel),
+        };
+        self.can_make(name).await?;
+        match (&wanted.kernel, named) {
+            // It is not here yet.
+            (Some(kernel), _) => self.kernel_is_to_be_had(kernel).await?,
+            (None, Some(kernel)) => drop(self.find_kernel(kernel).await?),
+            (None, None) => {}
         }
-        match &wanted.way {
-            Way::Bundle(bundle) => {
-                if let Some(kernel) = bundle.own_kernel.clone() {
-                    blocking(move || kernel.look()).await?;
-                }
-                self.can_make(&bundle.name).await
-            }
-            Way::Suite(suite) => self.can_build(&NewBuild::Suite(suite.clone())).await,
-            // Its kernel is not here yet.
-            Way::Pull(pull) if wanted.kernel.is_some() => self.can_make(pull.image_name()).await,
-            Way::Pull(pull) => self.can_pull_image(pull).await,
+        match own.clone() {
+            Some(kernel) => blocking(move || kernel.look()).await,
+            None => Ok(()),
         }
     }
 

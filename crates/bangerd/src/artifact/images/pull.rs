@@ -33,10 +33,10 @@ const NAME: usize = 63;
 /// An image to pull, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct NewPull {
-    name: ImageName,
+    pub(super) name: ImageName,
     source: Source,
-    kernel: Option<String>,
-    own_kernel: Option<GivenKernel>,
+    pub(super) kernel: Option<String>,
+    pub(super) own_kernel: Option<GivenKernel>,
     size_bytes: Option<u64>,
 }
 
@@ -67,11 +67,6 @@ impl NewPull {
         self.name.as_str()
     }
 
-    /// The same, as it was parsed.
-    pub(super) fn image_name(&self) -> &ImageName {
-        &self.name
-    }
-
     /// Two requests of one key are the same request.
     fn key(&self) -> String {
         format!(
@@ -91,6 +86,13 @@ pub(super) fn checked_size(bytes: Option<u64>) -> Result<Option<Size>, Failure> 
             Err(Failure::new(Code::BadSize, why))
         }
     }
+}
+
+/// The same, as it is spelled.
+pub(super) fn parsed_size(text: Option<&str>) -> Result<Option<Size>, Failure> {
+    let size = text.map(Size::parse).transpose();
+    let size = size.map_err(|error| Failure::new(Code::BadSize, error.to_string()))?;
+    checked_size(size.map(Size::bytes))
 }
 
 /// `debian-bookworm` for `docker.io/library/debian:bookworm`; with a digest its
@@ -138,13 +140,14 @@ fn made(text: &str) -> String {
 impl Shelf {
     /// Refuses a pull that cannot succeed, before anything is begun.
     pub(crate) async fn can_pull_image(&self, wanted: &NewPull) -> Result<(), Failure> {
+        self.can_make(&wanted.name).await?;
         if let Some(kernel) = &wanted.kernel {
             self.find_kernel(kernel).await?;
         }
-        if let Some(kernel) = wanted.own_kernel.clone() {
-            blocking(move || kernel.look()).await?;
+        match wanted.own_kernel.clone() {
+            Some(kernel) => blocking(move || kernel.look()).await,
+            None => Ok(()),
         }
-        self.can_make(&wanted.name).await
     }
 
     /// Pulls an image, or joins who pulls the same.

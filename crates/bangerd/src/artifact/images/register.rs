@@ -25,13 +25,13 @@ impl Shelf {
     /// kernel that is given along is made ready and kept.
     pub(crate) async fn register(&self, params: ImageRegisterParams) -> Result<Image, Failure> {
         let kernel = GivenKernel::of(&params)?;
-        if let Some(kernel) = &params.kernel_ref {
-            self.find_kernel(kernel).await?;
-        }
-        // A taken name is refused before any file is looked at.
+        // A taken name is refused before anything else is looked at.
         if let Some(name) = &params.name {
             let name = bad_name(ImageName::parse(name))?;
             self.0.store.read(move |db| replaced(db, &name)).await??;
+        }
+        if let Some(kernel) = &params.kernel_ref {
+            self.find_kernel(kernel).await?;
         }
         let key = format!("register\n{params:?}");
         let wanted = blocking(move || Registered::of(&params)).await?;

@@ -46,7 +46,7 @@ impl Shelf {
         // Its name was free, or may be overwritten.
         self.name_is_free(&made.record.entry.name, true).await?;
         let record = self.put_in_place(made, &cancel).await?;
-        for warning in &record.warnings {
+        for warning in &record.entry.warnings {
             tracing::warn!(kernel = record.entry.name, "{warning}");
         }
         tracing::info!(kernel = record.entry.name, "kernel added");
@@ -141,9 +141,9 @@ impl Made {
                     .to_owned(),
                 ),
                 size_bytes: Some(info.size_bytes),
+                warnings: info.warnings.clone(),
             },
             virtio_pci_builtin: info.virtio_pci_builtin,
-            warnings: info.warnings.clone(),
         };
         let text = serde_json::to_vec_pretty(&record).expect("a record is plain JSON");
         fs::write(staging.path().join(MANIFEST), text)

@@ -217,3 +217,75 @@ async fn a_layer_that_the_disk_spoilt_in_the_cache_is_read_anew() {
     assert_eq!(fs::read(cache.path(layer)).unwrap(), [0; 1024]);
     assert_eq!(kept(&house), 2);
 }
+
+#[tokio::test]
+async fn a_taken_name_is_told_before_all_else() {
+    let house = House::new().await;
+    let reference = format!("oci-layout:{}", layout(house.place.path()).display());
+    let done = pull(&house, json!({"ref": reference})).await;
+    assert_eq!(done["success"], true, "{done}");
+    let root = house.place.path().join("none");
+    for (path, body) in [
+        (
+            "/v1/images/pull",
+            json!({"ref": reference, "kernel_ref": "nosuch"}),
+        ),
+        (
+            "/v1/images/pull",
+            json!({"ref": reference, "kernel_path": root}),
+        ),
+        (
+            "/v1/images/pull",
+            json!({"ref": "debian-trixie", "name": "app", "kernel_ref": "nosuch"}),
+        ),
+        (
+            "/v1/images/build",
+            json!({"name": "app", "suite": "bookworm", "kernel_path": root}),
+        ),
+        (
+            "/v1/images/register",
+            json!({"name": "app", "rootfs_path": root, "kernel_ref": "nosuch"}),
+        ),
+    ] {
+        let answer = house.ask("POST", path, &body.to_string()).await;
+        assert_eq!(answer.code(), "already_exists", "{path} {body}");
+    }
+    // And of a free one the kernel that is not there.
+    let body = json!({"ref": "debian-trixie", "kernel_ref": "nosuch"}).to_string();
+    let answer = house.ask("POST", "/v1/images/pull", &body).await;
+    assert_eq!(answer.code(), "not_found");
+}
+
+#[tokio::test]
+async fn a_kernel_that_an_image_names_stays_as_long_as_the_image() {
+    let house = House::new().await;
+    let place = house.place.path();
+    let (kernel, modules) = kernel_files(place);
+    let from = place.join("kernel");
+    fs::create_dir(&from).unwrap();
+    let metadata = json!({"kernel": "vmlinux", "modules": "modules"}).to_string();
+    fs::write(from.join("metadata.json"), metadata).unwrap();
+    fs::rename(kernel, from.join("vmlinux")).unwrap();
+    fs::rename(modules, from.join("modules")).unwrap();
+    // It does not say what it has built in.
+    fs::remove_file(from.join("modules/modules.builtin")).unwrap();
+    let body = json!({"name": "mine", "from_dir": from}).to_string();
+    let answer = house.ask("POST", "/v1/kernels/import", &body).await;
+    assert_eq!(answer.status, 200, "{:?}", answer.body);
+    let entry = &answer.json()["entry"];
+    assert_eq!(entry["kernel_version"], VERSION);
+    let warnings = entry["warnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 1, "{entry}");
+    assert_eq!(&house.get("/v1/kernels/mine").await["entry"], entry);
+
+    let reference = format!("oci-layout:{}", layout(place).display());
+    let done = pull(&house, json!({"ref": reference, "kernel_ref": "mine"})).await;
+    assert_eq!(done["success"], true, "{done}");
+    let answer = house.ask("DELETE", "/v1/kernels/mine", "").await;
+    assert_eq!(answer.code(), "in_use");
+    let message = answer.json()["error"]["message"].to_string();
+    assert!(message.contains("app"), "{message}");
+    assert_eq!(house.ask("DELETE", "/v1/images/app", "").await.status, 200);
+    let answer = house.ask("DELETE", "/v1/kernels/mine", "").await;
+    assert_eq!(answer.status, 200, "{:?}", answer.body);
+}
