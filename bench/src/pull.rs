@@ -35,8 +35,9 @@ const PACKAGES: &str = "gcc,g++,git,perl,python3,vim";
 /// How much faster than the usual tools it is to be, and with how many bytes more than when idle.
 const TIMES: f64 = 3.0;
 const MEMORY: u64 = 64 << 20;
-/// What one file may take more among ten times as many: the spread of a single run.
+/// What one file may take more among ten times as many: what is left of the spread.
 const GROWTH: f64 = 1.25;
+const BEST_OF: usize = 3;
 const SMALL_FILES: [usize; 3] = [10_000, 100_000, 1_000_000];
 
 /// Measures all of it so many times and says what came out.
@@ -93,8 +94,15 @@ pub(crate) fn section(rounds: usize) -> Result<String> {
     for count in SMALL_FILES {
         let name = format!("small-{count}");
         registry.push(&place, &name, &place.small(count)?)?;
-        let (run, peak, _) = pull(&house, &registry, &name)?;
-        let wall = run.wall.as_secs_f64();
+        // What the disk does meanwhile is not the number of files': the best of a few.
+        let (mut wall, mut peak) = (f64::INFINITY, None);
+        for _ in 0..rounds.min(BEST_OF) {
+            let (run, most, _) = pull(&house, &registry, &name)?;
+            if run.wall.as_secs_f64() < wall {
+                (wall, peak) = (run.wall.as_secs_f64(), Some(most));
+            }
+        }
+        let peak = peak.context("there is a round")?;
         each.push((wall / count as f64, peak.above() as f64 / count as f64));
         writeln!(
             text,
