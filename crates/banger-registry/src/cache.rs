@@ -23,6 +23,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
 
 use crate::digest::Digest;
 use crate::error::RegistryError;
@@ -55,9 +56,20 @@ pub struct Blob {
     pub inode: (u64, u64),
 }
 
-/// Keeps a blob where it is for as long as this, or a clone of it, lives.
+/// Keeps a blob from being pruned for as long as this, or a clone of it, lives.
 #[derive(Debug, Clone)]
-pub struct Hold(#[expect(dead_code, reason = "its lock is what counts")] Arc<File>);
+pub struct Hold {
+    file: Arc<File>,
+    path: PathBuf,
+}
+
+impl Hold {
+    /// Whether the blob is still there under its name: one that was found damaged is not.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        still_named(&self.file, &self.path).unwrap_or(false)
+    }
+}
 
 impl Cache {
     /// The cache in `dir`, which is made for the owner alone when it is missing.
@@ -213,15 +225,20 @@ impl Cache {
         }
         let meta = file.metadata();
         let meta = meta.map_err(|cause| RegistryError::disk("look at", &path, cause))?;
-        Ok(Some((meta.len(), Hold(Arc::new(file)))))
+        let file = Arc::new(file);
+        Ok(Some((meta.len(), Hold { file, path })))
     }
 
     /// Reads a blob that is here again, and removes it where it is no more what its name says;
-    /// `true` then. Blocks for as long as that takes.
+    /// `true` then. Blocks for as long as that takes, or until `given_up`.
     ///
     /// # Errors
-    /// [`RegistryError::Cache`].
-    pub fn check(&self, digest: Digest) -> Result<bool, RegistryError> {
+    /// [`RegistryError::Cache`], [`RegistryError::Cancelled`].
+    pub fn check(
+        &self,
+        digest: Digest,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<bool, RegistryError> {
         let path = self.path(digest);
         let failed = |cause| RegistryError::disk("read", &path, cause);
         let mut file = match open_blob(&path) {
@@ -229,9 +246,11 @@ impl Cache {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(cause) => return Err(failed(cause)),
         };
-        // A disk that cannot read it back has not kept it.
-        if digest_of(&mut file).is_ok_and(|found| found == digest) {
-            return Ok(false);
+        match digest_of(&mut file, given_up) {
+            Ok(None) => return Err(RegistryError::Cancelled),
+            Ok(Some(found)) if found == digest => return Ok(false),
+            // A disk that cannot read it back has not kept it.
+            Ok(Some(_)) | Err(_) => {}
         }
         let gate = open_gate(&self.blobs).and_then(|gate| gate.lock().map(|()| gate));
         let _gate = gate.map_err(|cause| RegistryError::disk("lock", &self.blobs, cause))?;
@@ -244,8 +263,10 @@ impl Cache {
 
     /// The same, off the runtime's threads.
     pub(crate) async fn checked(&self, digest: Digest) -> Result<bool, RegistryError> {
-        let cache = self.clone();
-        tokio::task::spawn_blocking(move || cache.check(digest))
+        let (cache, token) = (self.clone(), CancellationToken::new());
+        // Whoever drops this future is not waited for.
+        let _ends = token.clone().drop_guard();
+        tokio::task::spawn_blocking(move || cache.check(digest, &|| token.is_cancelled()))
             .await
             // The runtime ends, and the pull with it.
             .map_err(|_| RegistryError::Cancelled)?
@@ -262,8 +283,12 @@ impl Cache {
         let path = part_of(&whole);
         loop {
             if let Some((size, hold)) = self.hold(digest).await? {
-                if said.is_some_and(|said| said != size) && self.checked(digest).await? {
-                    continue;
+                if said.is_some_and(|said| said != size) {
+                    self.checked(digest).await?;
+                    // It was removed, by us or by who found out at the same time.
+                    if !hold.is_there() {
+                        continue;
+                    }
                 }
                 return Ok(Claim::Whole { size, hold });
             }
@@ -355,15 +380,17 @@ fn open_blob(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-fn digest_of(file: &mut File) -> io::Result<Digest> {
+/// `None` where it was given up.
+fn digest_of(file: &mut File, given_up: &dyn Fn() -> bool) -> io::Result<Option<Digest>> {
     let mut hash = Sha256::new();
     let mut chunk = vec![0; READ_CHUNK];
-    loop {
+    while !given_up() {
         match file.read(&mut chunk)? {
-            0 => return Ok(Digest::finish(hash)),
+            0 => return Ok(Some(Digest::finish(hash))),
             read => hash.update(&chunk[..read]),
         }
     }
+    Ok(None)
 }
 
 fn part_of(whole: &Path) -> PathBuf {
@@ -594,7 +621,10 @@ impl Part {
         // A second descriptor of the same lock: a part is not taken apart.
         let file = self.file.try_clone();
         let file = file.map_err(|cause| RegistryError::disk("hold", &self.whole, cause))?;
-        Ok(Hold(Arc::new(file)))
+        Ok(Hold {
+            file: Arc::new(file),
+            path: self.whole.clone(),
+        })
     }
 
     fn count(&mut self, bytes: &[u8]) {
@@ -777,9 +807,12 @@ mod tests {
             let part = part.append(vec![Bytes::from("hello")]).await.expect("room");
             part.keep().await.expect("kept")
         };
-        assert!(!cache.check(digest).expect("nothing to look at"));
+        let check = || cache.check(digest, &|| false);
+        assert!(!check().expect("nothing to look at"));
         let held = keep().await;
-        assert!(!cache.check(digest).expect("looked at"), "it is right");
+        assert!(!check().expect("looked at"), "it is right");
+        let given_up = cache.check(digest, &|| true);
+        assert!(matches!(given_up, Err(RegistryError::Cancelled)));
         // Somebody is wrong who says another length, and the blob is not.
         let claimed = cache.claim(digest, Some(6)).await.expect("a claim");
         assert!(matches!(claimed, Claim::Whole { size: 5, .. }));
@@ -790,8 +823,10 @@ mod tests {
             matches!(claimed, Claim::Whole { .. }),
             "its length is right"
         );
+        assert!(held.is_there());
+        assert!(check().expect("looked at"));
+        assert!(!held.is_there());
         drop((claimed, held));
-        assert!(cache.check(digest).expect("looked at"));
         assert_eq!(cache.list().expect("a list"), []);
 
         drop(keep().await);

@@ -341,14 +341,15 @@ async fn a_cancelled_pull_leaves_a_part_and_the_next_goes_on() {
     let path = image.large_path();
     let (bad, whole) = (path.clone(), image.clone());
     let toy = Toy::serving(&image, move |r| {
-        (r.path == bad && r.nth == 0).then(|| whole.serve(r).cut(1_000_000).stalling())
+        (r.path == bad && r.nth == 0).then(|| whole.serve(r).cut(2_000_000).stalling())
     })
     .await;
     let mut config = toy::config();
     config.limits.stall = Duration::from_secs(600);
     let mut bench = Bench::with(config);
     let cancel = bench.cancel.clone();
-    let near_the_end = 1_000_000;
+    // What came last may be on its way to the disk still; what came before that is there.
+    let near_the_end = 2_000_000;
     let error = bench
         .pull_as(&toy.reference(), &move |step: Step| {
             let done = step.image.done;
@@ -360,7 +361,7 @@ async fn a_cancelled_pull_leaves_a_part_and_the_next_goes_on() {
         .expect_err("cancelled");
     assert!(matches!(error, RegistryError::Cancelled), "{error}");
     let part = bench.part(image.large()).expect("a part");
-    assert!(part > 0 && part <= 1_000_000, "{part}");
+    assert!(part > 0 && part <= 2_000_000, "{part}");
 
     let early = bench.pull(&toy).await.expect_err("still cancelled");
     assert!(matches!(early, RegistryError::Cancelled), "{early}");

@@ -116,7 +116,7 @@ impl Image {
     pub(crate) fn new() -> Image {
         let config = json!({"os": "linux", "architecture": "amd64", "config": {"Env": ["A=b"]}});
         // Every offset differs from its neighbours: bytes in the wrong place are noticed.
-        let large = (0..300_000u32)
+        let large = (0..600_000u32)
             .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
             .collect();
         Image::of(

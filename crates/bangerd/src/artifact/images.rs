@@ -20,6 +20,7 @@ use banger_images::ext4::{ROOTFS, SEED};
 use banger_images::{Cancel, Report};
 use banger_model::ImageName;
 use banger_store::images::{self, ImageRow};
+use banger_store::kernels;
 
 use super::flight::was_cancelled;
 use super::own::KERNEL;
@@ -112,13 +113,20 @@ impl Shelf {
             return Err(was_cancelled());
         }
         let row = row(&record);
-        match self
-            .0
-            .store
-            .promise(move |tx| images::insert(tx, &row))
-            .await
-        {
-            Ok(()) => {
+        let kernel = record.image.kernel_name.clone();
+        // What it is to boot with may have been removed while it was made.
+        let written = self.0.store.promise(move |tx| {
+            let lost = match kernel {
+                Some(kernel) if kernels::get(tx, &kernel)?.is_none() => Some(kernel),
+                _ => None,
+            };
+            if lost.is_none() {
+                images::insert(tx, &row)?;
+            }
+            Ok(lost)
+        });
+        match written.await {
+            Ok(None) => {
                 publish::settle(vec![place]).await;
                 tracing::info!(
                     image = record.image.name,
@@ -126,6 +134,11 @@ impl Shelf {
                     "image added"
                 );
                 Ok(record)
+            }
+            Ok(Some(kernel)) => {
+                publish::discard(vec![place]).await;
+                let what = format!("kernel {kernel:?} was removed meanwhile");
+                Err(Failure::new(Code::NotFound, what).hint("banger kernel list"))
             }
             Err(error) => {
                 publish::discard(vec![place]).await;

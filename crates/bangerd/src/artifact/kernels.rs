@@ -214,11 +214,10 @@ impl Shelf {
 
     /// Refuses a pull that cannot succeed, before anything is begun.
     pub(crate) async fn can_pull(&self, wanted: &NewKernel) -> Result<(), Failure> {
-        space::enough(&self.0.kernels_dir, &self.0.state)?;
-        match &wanted.name {
-            Some(name) => self.name_is_free(name.as_str(), wanted.force).await,
-            None => Ok(()),
+        if let Some(name) = &wanted.name {
+            self.name_is_free(name.as_str(), wanted.force).await?;
         }
+        space::enough(&self.0.kernels_dir, &self.0.state)
     }
 
     /// Fetches a kernel, or joins who fetches the same.
@@ -346,8 +345,8 @@ impl Shelf {
                 format!("{} is not absolute", path.display()),
             ));
         }
-        space::enough(&self.0.kernels_dir, &self.0.state)?;
         self.name_is_free(name.as_str(), false).await?;
+        space::enough(&self.0.kernels_dir, &self.0.state)?;
         let key = format!("import\n{params:?}");
         let shelf = self.clone();
         let progress = Unseen::new()?;

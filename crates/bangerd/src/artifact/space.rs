@@ -81,7 +81,12 @@ pub(crate) fn spare(cache: &Path, images: &Path) -> u64 {
 /// Whether two directories are on one file system.
 fn are_together(one: &Path, other: &Path) -> bool {
     let device = |place: &Path| std::fs::metadata(place).map(|found| found.dev()).ok();
-    device(one) == device(other)
+    // Subvolumes have devices of their own, and one pool.
+    let pool = |place: &Path| {
+        let found = rustix::fs::statvfs(place).ok()?;
+        Some(found.f_blocks.saturating_mul(found.f_frsize))
+    };
+    device(one) == device(other) || pool(one) == pool(other)
 }
 
 /// The failure of what could not be written: `no_space` where that is why.

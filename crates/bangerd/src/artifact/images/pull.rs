@@ -1,5 +1,6 @@
 //! Images from a registry, and from layouts and archives of the host.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,8 +10,8 @@ use banger_images::oci::{Config, Order};
 use banger_images::{Cancel, Report, ext4, worker};
 use banger_model::{ImageName, Size};
 use banger_registry::{
-    Cache, Client, Limits, Local, Platform, Pulled, Reference, RegistryError, Source, Step, Weight,
-    local,
+    Cache, Client, Hold, Limits, Local, Platform, Pulled, Reference, RegistryError, Source, Step,
+    Weight, local,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -174,7 +175,7 @@ impl Shelf {
         self.can_pull_image(&wanted).await?;
         let mut made = self.write_pulled(&wanted, &cancel, &report).await?;
         if let Err((failure, pulled)) = made {
-            if !self.drop_spoilt(&failure, pulled).await? {
+            if !self.drop_spoilt(&failure, pulled, &cancel).await? {
                 return Err(failure);
             }
             made = self.write_pulled(&wanted, &cancel, &report).await?;
@@ -217,22 +218,28 @@ impl Shelf {
 
     /// Whether it was a layer in the cache that is no more what it was when it came, and is gone
     /// now. Only an image that cannot be read is worth that look.
-    async fn drop_spoilt(&self, failure: &Failure, pulled: Pulled) -> Result<bool, Failure> {
-        if failure.code != Code::BadArchive {
+    async fn drop_spoilt(
+        &self,
+        failure: &Failure,
+        pulled: Pulled,
+        cancel: &Cancel,
+    ) -> Result<bool, Failure> {
+        // That of a disk which cannot read is no fault of the image's.
+        if !matches!(failure.code, Code::BadArchive | Code::Internal) {
             return Ok(false);
         }
-        let shelf = self.clone();
+        let (shelf, cancel) = (self.clone(), cancel.clone());
         blocking(move || {
             let drop = || {
                 let cache = shelf.layers()?;
-                let mut spoilt = false;
-                for layer in &pulled.manifest.layers {
-                    if cache.check(layer.digest)? {
-                        tracing::warn!(digest = %layer.digest, "removed a damaged blob");
-                        spoilt = true;
+                let layers: BTreeSet<_> = pulled.manifest.layers.iter().map(|l| l.digest).collect();
+                for digest in layers {
+                    if cache.check(digest, &|| cancel.is_cancelled())? {
+                        tracing::warn!(%digest, "removed a damaged blob");
                     }
                 }
-                Ok(spoilt)
+                // Others may have found out at the same time.
+                Ok(!pulled.holds.iter().all(Hold::is_there))
             };
             drop().map_err(|error: RegistryError| failures::of_registry(&error))
         })
