@@ -16,6 +16,8 @@ use crate::boot::{identity, mounts};
 
 /// Where the kernel looks, unless it is told otherwise (`/proc/sys/kernel/modprobe`).
 pub(crate) const NAME: &str = "/sbin/modprobe";
+/// What the usual `modprobe` looks names up in; only `depmod` writes it.
+const INDEX: &str = "modules.dep.bin";
 /// The agent's file.
 const AGENT: &str = "/init";
 
@@ -35,10 +37,13 @@ pub(crate) fn run() -> ! {
     let name = asked.last().and_then(|name| name.to_str());
     let done = match (inside, name) {
         (Ok(()), Some(name)) => {
-            // Comes back only where there is none.
-            let _ = Command::new(NAME).args(&asked).exec();
-            let version = identity::kernel_version();
-            load(&Path::new("/lib/modules").join(version), name)
+            let modules = Path::new("/lib/modules").join(identity::kernel_version());
+            // Whether the image's own can be run may be what the kernel asks about.
+            if !name.starts_with("binfmt-") && modules.join(INDEX).exists() {
+                // Comes back only where it cannot be run.
+                let _ = Command::new(NAME).args(&asked).exec();
+            }
+            load(&modules, name)
         }
         _ => false,
     };

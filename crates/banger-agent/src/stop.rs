@@ -68,6 +68,9 @@ pub(crate) async fn at_the_end(agent: &Arc<Agent>) -> Ended {
     if let Some(guest) = agent.guest() {
         guest.init.spawner.close();
     }
+    // What the kernel asked for modules is outside of the guest's namespace, and may hang on what
+    // is unmounted next.
+    let _ = banger_sys::guest::signals::send_to_all(9);
     let _ = timeout(LAST_OUTPUT, agent.outputs_over()).await;
     if let (Some(guest), Some(to)) = (agent.guest(), agent.take_pack()) {
         pack::send(&guest.request, quiet, to).await;
