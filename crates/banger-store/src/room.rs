@@ -4,7 +4,8 @@
 //! SQLite begins its log (`-wal`) anew once all of it is in the database file, without giving its
 //! blocks back, and takes new pages from those that are free in the file. So the log gets its
 //! blocks beforehand, and the file has free pages: blocks behind its end would not stay, as it is
-//! cut to its length each time the log is moved into it.
+//! cut to its length each time the log is moved into it. On a file system that writes nothing in
+//! place (btrfs, ZFS) none of this helps.
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,10 @@ pub(crate) fn take(connection: &mut Connection, path: &Path) {
         tracing::warn!(%error, "no room is kept for the database");
     }
     if let Err(error) = in_log(path) {
-        tracing::warn!(%error, "no room is kept for the log of the database");
+        tracing::debug!(%error, "room for the log of the database is written");
+        if let Err(error) = by_writing(connection) {
+            tracing::warn!(%error, "no room is kept for the log of the database");
+        }
     }
 }
 
@@ -37,14 +41,24 @@ fn in_file(connection: &mut Connection) -> rusqlite::Result<()> {
     if free >= FILE / 2 {
         return Ok(());
     }
+    write(connection)?;
+    // Into the file while there is room for it, and the log is short again.
+    connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()))
+}
+
+/// Where blocks cannot be had beforehand: as much as is written once stays.
+fn by_writing(connection: &mut Connection) -> rusqlite::Result<()> {
+    write(connection)?;
+    connection.pragma_update(None, "wal_autocheckpoint", FILE / 4096 / 2)
+}
+
+fn write(connection: &mut Connection) -> rusqlite::Result<()> {
     let tx = connection.transaction()?;
     tx.execute("CREATE TABLE room (bytes BLOB)", [])?;
     tx.execute("INSERT INTO room VALUES (zeroblob(?1))", [FILE])?;
     // Written by the commit; pages that are freed before it would not be.
     tx.commit()?;
-    connection.execute("DROP TABLE room", [])?;
-    // Into the file while there is room for it, and the log is short again.
-    connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()))
+    connection.execute("DROP TABLE room", []).map(drop)
 }
 
 /// The log is nobody's but SQLite's, and it locks other files: opening it here takes no lock
