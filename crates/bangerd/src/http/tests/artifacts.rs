@@ -385,14 +385,16 @@ async fn an_image_that_is_promoted_while_it_is_deleted_leaves_nothing() {
     let body = json!({"name": "mine", "rootfs_path": root_file(house.place.path())});
     let image = register(&house, &body).await.json()["image"].clone();
     let shelf = &house.app.shelf;
-    // It has asked what the image is, and has no claim on it yet.
+    // It has asked what the image is, and is not answered before we are: it has no claim yet.
+    let (answer, answered) = std::sync::mpsc::channel::<()>();
+    let mut held = std::pin::pin!(house.app.vms.house().store.read(move |_| {
+        let _ = answered.recv();
+        Ok(())
+    }));
     let mut deleting = std::pin::pin!(shelf.delete_image("mine"));
-    let first = tokio::select! {
-        biased;
-        done = &mut deleting => Some(done),
-        () = std::future::ready(()) => None,
-    };
-    assert!(first.is_none(), "{first:?}");
+    assert!(futures_util::poll!(&mut held).is_pending());
+    assert!(futures_util::poll!(&mut deleting).is_pending());
+    drop(answer);
     let id = image["id"].as_str().unwrap();
     let promoted = shelf.promote(id, &Unseen::new().unwrap()).await.unwrap();
     assert!(promoted.managed);
