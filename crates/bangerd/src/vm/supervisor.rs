@@ -432,7 +432,10 @@ impl Supervisor {
             if fresh || !kernel_chosen {
                 self.commit(from, None).await;
             }
-            self.made = Some(Arc::new(made));
+            // What was made for a VM at rest wrote down nothing of a run: the boot makes it anew.
+            if self.vm.phase == Phase::Starting {
+                self.made = Some(Arc::new(made));
+            }
         }
         self.house.seams.pass("create.made").await;
     }

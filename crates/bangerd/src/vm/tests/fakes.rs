@@ -37,6 +37,8 @@ pub(crate) struct Knobs {
     pub(crate) boot_fails: bool,
     pub(crate) image_hangs: bool,
     pub(crate) hello_hangs: bool,
+    /// Nothing of the host is taken meanwhile.
+    pub(crate) take_hangs: bool,
     pub(crate) kvm: bool,
     pub(crate) console: Vec<String>,
     pub(crate) stuck: Option<Holding>,
@@ -66,6 +68,7 @@ impl Default for Knobs {
             boot_fails: false,
             image_hangs: false,
             hello_hangs: false,
+            take_hangs: false,
             kvm: false,
             console: Vec::new(),
             stuck: None,
@@ -279,6 +282,7 @@ impl Host for FakeHost {
 
     async fn take(&self, vm: &VmId, holding: Holding, _: &Want) -> Result<(), Failure> {
         self.power.hold().await;
+        self.world.while_knob(|knobs| knobs.take_hangs).await;
         self.world.add(vm.as_str(), holding);
         Ok(())
     }

@@ -166,6 +166,34 @@ async fn a_stop_overtakes_a_start_and_a_delete_overtakes_all() {
     assert_eq!(town.leftovers(&home).await, [""; 0]);
 }
 
+/// What a VM at rest was given holds nothing of a run, so a run that uses it must write down its
+/// own part before it takes it.
+#[tokio::test]
+async fn a_start_while_the_disks_of_a_create_are_made_writes_down_what_it_holds() {
+    let town = Town::new();
+    let home = town.home().await;
+    town.world.turn(|knobs| knobs.take_hangs = true);
+    let resting = VmCreateParams {
+        no_start: true,
+        ..params("web")
+    };
+    let create = home.vms.create(resting, &op()).await.unwrap();
+    let house = home.vms.house();
+    let id = house.find("web").await.unwrap().id;
+    while house.holdings(&id).await.unwrap().is_empty() {
+        breath().await;
+    }
+    let start = ask(&home, "start").await.unwrap();
+    town.world.turn(|knobs| knobs.take_hangs = false);
+    home.succeeded(start).await;
+    home.done(create).await;
+    let held = house.holdings(&id).await.unwrap();
+    assert_eq!(held.len(), Holding::ALL.len(), "{held:?}");
+    let delete = ask(&home, "delete").await.unwrap();
+    home.succeeded(delete).await;
+    assert_eq!(town.leftovers(&home).await, [""; 0]);
+}
+
 #[tokio::test]
 async fn a_start_during_a_stop_boots_after_it() {
     let town = Town::new();
