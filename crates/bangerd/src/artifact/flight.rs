@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use banger_api::error::Code;
 use banger_images::{Cancel, Report};
+use tokio::sync::broadcast::error::TryRecvError;
 use tokio::sync::{broadcast, watch};
 use tokio_util::task::TaskTracker;
 
@@ -35,6 +36,14 @@ struct Flight<T> {
     teller: Arc<Teller>,
     outcome: watch::Sender<Option<Result<T, Failure>>>,
     cancel: Cancel,
+}
+
+impl<T> Flight<T> {
+    fn tell_stage(&self, progress: &dyn Progress) {
+        if let Some(stage) = &*lock(&self.teller.stage) {
+            stage.tell(progress);
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -141,9 +150,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         Doing: Future<Output = Result<T, Failure>> + Send + 'static,
     {
         let (mut seat, mut news) = self.board(key, work)?;
-        if let Some(stage) = &*lock(&seat.flight.teller.stage) {
-            stage.tell(progress);
-        }
+        seat.flight.tell_stage(progress);
         let mut outcome = seat.flight.outcome.subscribe();
         let mut stop = std::pin::pin!(cancelled(progress.cancel()));
         let mut leaving = false;
@@ -154,14 +161,23 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
                         Ok(done) => (*done).clone(),
                         Err(_) => None,
                     };
-                    while let Ok(last) = news.try_recv() {
-                        last.tell(progress);
+                    loop {
+                        match news.try_recv() {
+                            Ok(last) => last.tell(progress),
+                            Err(TryRecvError::Lagged(_)) => {}
+                            Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+                        }
                     }
                     return done.unwrap_or_else(|| {
                         Err(Failure::new(Code::Internal, "the work ended without an outcome"))
                     });
                 }
-                Ok(one) = news.recv() => one.tell(progress),
+                one = news.recv() => match one {
+                    Ok(one) => one.tell(progress),
+                    // Its own flight keeps the sender, so some were missed, and the stage with
+                    // them as it may be.
+                    Err(_) => seat.flight.tell_stage(progress),
+                },
                 () = &mut stop, if !leaving => {
                     if !seat.leave() {
                         return Err(was_cancelled());
@@ -412,6 +428,40 @@ mod tests {
             .unwrap()
             .unwrap();
         assert!(lock(&flights.flying).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_waiter_that_missed_some_hears_the_rest() {
+        let flights = Flights::<u32>::new(TaskTracker::new());
+        let one = Waiter::new();
+        let (go, wait) = oneshot::channel::<()>();
+        let work = |_: Cancel, report: Arc<dyn Report>| async move {
+            report.stage("early", "");
+            for line in 0..3 * NEWS {
+                report.log(&line.to_string());
+            }
+            report.stage("late", "");
+            wait.await.unwrap();
+            for line in 0..3 * NEWS {
+                report.log(&line.to_string());
+            }
+            report.log("last");
+            Ok(7)
+        };
+        let heard = |word: &str| lock(&one.heard).iter().any(|heard| heard == word);
+        let go = async {
+            while !heard("late") {
+                tokio::task::yield_now().await;
+            }
+            go.send(()).unwrap();
+        };
+        let both = async { tokio::join!(flights.join("k", &one, work), go) };
+        let limit = Duration::from_secs(20);
+        let (done, ()) = tokio::time::timeout(limit, both)
+            .await
+            .expect("it is told while the work goes on");
+        assert_eq!(done, Ok(7));
+        assert!(heard("last"), "and when it ends");
     }
 
     fn told_nothing(told: &mut oneshot::Receiver<()>) -> bool {
