@@ -29,6 +29,7 @@ use crate::tar::Limits;
 use crate::tree::{self, ReadError, Source};
 
 use jail::Jail;
+pub use jail::remove;
 use mmdebstrap::run_mmdebstrap;
 use touches::{finish, native_arch, package_list};
 
@@ -207,7 +208,9 @@ pub fn build(
     let work = dest.join(WORK);
     std::fs::create_dir(&work).map_err(io_error(format!("make {}", work.display())))?;
     let built = in_work(spec, &entries, &jail, &work, dest, cancel, report);
-    jail.remove(&work);
+    if let Err(error) = jail::remove(&work) {
+        tracing::warn!(work = %work.display(), %error, "cannot remove what mmdebstrap left");
+    }
     if built.is_err() {
         RootFiles::keep(dest, false, false);
     }

@@ -302,3 +302,47 @@ fn an_ordinary_user_does_everything_without_sudo() {
     // Open descriptors of an engine stay few: nothing of the daemon's leaks in.
     drop(house);
 }
+
+/// A build that was cut by a crash: mmdebstrap leaves directories of ids that are only lent to the
+/// user, and one that nobody may remove must not keep the daemon from starting.
+#[test]
+fn a_daemon_removes_what_a_cut_build_left_and_starts_beside_what_it_cannot() {
+    if !am_root() {
+        skip!("files of other users need root to make them");
+    }
+    let user = User::make();
+    let house = House::bare(Some(&user));
+    let _ = house.banger("list").ok();
+    let _ = house.banger("daemon stop").ok();
+    let lent = fs::read_to_string("/etc/subuid").expect("a user has subordinate ids");
+    let lent: u32 = lent
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix(&format!("{}:", user.name))?
+                .split(':')
+                .next()
+        })
+        .and_then(|first| first.parse().ok())
+        .expect("a range of them");
+    let left = |name: &str, owner: u32| {
+        let place = house.state().join("images").join(name);
+        let deep = place.join(".suite/tmp/var/lib/postgresql");
+        fs::create_dir_all(deep.join("data")).expect("root may write there");
+        house.give(&place);
+        std::os::unix::fs::chown(&deep, Some(owner), Some(owner)).expect("root may give it");
+        fs::set_permissions(&deep, fs::Permissions::from_mode(0o700)).expect("its owner's");
+        place
+    };
+    let (own, other) = (
+        left(".staging-lent", lent + 100),
+        left(".staging-other", 12),
+    );
+    let _ = house.banger("list").ok();
+    assert!(!own.exists(), "{}", house.log_tail());
+    assert!(other.exists());
+    let log = house.log_tail();
+    assert!(log.contains("cannot be removed, and stays"), "{log}");
+    let shown = house.banger("disk").ok();
+    assert!(shown.out().contains(".staging-other"), "{shown}");
+    fs::remove_dir_all(&other).expect("root may remove it");
+}

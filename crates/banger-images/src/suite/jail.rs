@@ -1,5 +1,6 @@
 //! The namespaces in which mmdebstrap runs, so that no mount and no process outlives it.
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,6 +10,9 @@ use crate::progress::Cancel;
 
 /// Between TERM and KILL: mounts and processes end with the namespaces, so little is enough.
 const JAIL_GRACE: Duration = Duration::from_millis(300);
+
+/// Arguments of `unshare` with which an ordinary user is root, and has all ids lent to them.
+const MAPPED: [&str; 3] = ["--user", "--map-root-user", "--map-auto"];
 
 /// How mmdebstrap is kept apart: which namespaces this user can have.
 pub(super) struct Jail {
@@ -61,8 +65,7 @@ impl Jail {
                 });
             }
         }
-        let mut wrapper = vec!["--user", "--map-root-user", "--map-auto"];
-        wrapper.extend(COMMON);
+        let wrapper = MAPPED.into_iter().chain(COMMON).collect();
         let jail = Jail { wrapper };
         match jail.try_out(cancel)? {
             None => Ok(jail),
@@ -89,20 +92,33 @@ impl Jail {
         run.command().args(&self.wrapper).arg("--").arg(program);
         Ok(run.grace(JAIL_GRACE))
     }
+}
 
-    /// Removes a directory with files of mapped owners, which the user alone could not. Best
-    /// effort: the caller's staging directory is swept again anyway.
-    pub(super) fn remove(&self, work: &Path) {
-        if std::fs::remove_dir_all(work).is_ok() || !work.exists() {
-            return;
-        }
-        let Ok(cancel) = Cancel::new() else { return };
-        if let Ok(mut run) = self.run("rm", &cancel) {
-            run.command().args(["-rf", "--"]).arg(work);
-            if let Err(error) = run.quietly() {
-                tracing::warn!(work = %work.display(), %error, "cannot remove what mmdebstrap left");
-            }
-        }
+/// Removes a directory in which mmdebstrap worked. Directories in it may belong to ids that are
+/// only lent to this user, who then needs a namespace to remove what is in them.
+///
+/// # Errors
+/// Why it is still there, or some of it.
+pub fn remove(work: &Path) -> io::Result<()> {
+    let Err(error) = std::fs::remove_dir_all(work) else {
+        return Ok(());
+    };
+    let lent = error.kind() == io::ErrorKind::PermissionDenied;
+    if !lent || rustix::process::geteuid().is_root() {
+        return Err(error);
+    }
+    let cancel = Cancel::new()?;
+    let Ok(mut run) = Run::new("unshare", &cancel) else {
+        return Err(error);
+    };
+    run.command()
+        .args(MAPPED)
+        .args(["--", "rm", "-rf", "--"])
+        .arg(work);
+    match run.quietly() {
+        Ok(done) if done.status.success() => Ok(()),
+        Ok(done) => Err(io::Error::new(error.kind(), done.tail)),
+        Err(_) => Err(error),
     }
 }
 

@@ -14,6 +14,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use banger_images::suite;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::blocking;
@@ -178,11 +179,20 @@ pub(crate) fn sweep(parent: &Path, has_row: impl Fn(&str) -> bool) -> io::Result
         let unsettled = || entry.path().join(UNSETTLED).exists();
         if name.starts_with(STAGING) || (!has_row(name) && unsettled()) {
             // Also this may be cut.
-            match name.starts_with(STAGING) {
-                true => fs::remove_dir_all(entry.path())?,
-                false => Staging::taken(&entry.path())?.remove()?,
+            let removed = match name.starts_with(STAGING) {
+                true => suite::remove(&entry.path()),
+                false => Staging::taken(&entry.path()).and_then(Staging::remove),
+            };
+            let path = entry.path();
+            match removed {
+                Ok(()) => {
+                    tracing::info!(path = %path.display(), "removed what was left unfinished");
+                }
+                // No reason to serve nobody: it has no row, and takes room only.
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "cannot be removed, and stays");
+                }
             }
-            tracing::info!(path = %entry.path().display(), "removed what was left unfinished");
         } else if unsettled() {
             kept.push(name.to_owned());
         }
