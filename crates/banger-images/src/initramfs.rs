@@ -168,7 +168,9 @@ fn write(agent: &Path, kernel_dir: &Path, set: BootSet, out: &Path) -> io::Resul
     cpio.entry("TRAILER!!!", 0, (0, 0), &[])?;
     // The kernel wants whole 512-byte blocks of nobody's; most writers pad so.
     cpio.pad(512)?;
-    cpio.out.flush()
+    cpio.out.flush()?;
+    // It is found by its name from now on, which could outlive a crash that its bytes did not.
+    cpio.out.get_ref().sync_all()
 }
 
 /// Writes the `newc` format.
