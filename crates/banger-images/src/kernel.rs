@@ -15,6 +15,7 @@
 mod bootset;
 mod builtin;
 mod found;
+mod needs;
 mod stage;
 
 use std::fs::File;
@@ -70,12 +71,24 @@ pub enum KernelError {
         /// Which.
         driver: &'static str,
     },
+    /// A module that booting needs says that it needs ever more.
+    #[error(
+        "a module for booting says that it needs more than {} others",
+        bootset::COUNT_LIMIT
+    )]
+    Modules,
     /// The modules image.
     #[error(transparent)]
     Write(#[from] WriteError),
     /// The caller cancelled.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
+}
+
+impl From<needs::TooMany> for KernelError {
+    fn from(_: needs::TooMany) -> Self {
+        Self::Modules
+    }
 }
 
 impl KernelError {

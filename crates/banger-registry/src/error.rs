@@ -216,6 +216,23 @@ impl Remedy {
 }
 
 impl RegistryError {
+    /// As [`RegistryError::hint`], of a file that was fetched by its digest and is no image's.
+    #[must_use]
+    pub fn hint_of_download(&self) -> Option<String> {
+        match self {
+            RegistryError::Damaged { .. } => Some(
+                "try again; if it stays so, the sha256 that it was asked by, or the file, is wrong"
+                    .to_owned(),
+            ),
+            RegistryError::Unavailable {
+                cause: Some(cause), ..
+            } if http::tls_fault(&**cause) == Some(TlsFault::NoTls) => {
+                Some("http: instead of https: will do: its digest is checked".to_owned())
+            }
+            _ => self.hint(),
+        }
+    }
+
     /// The next step for a person. `None` where somebody else knows it: what makes room, and
     /// whoever cancelled.
     #[must_use]

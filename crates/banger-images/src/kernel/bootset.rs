@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::builtin::Builtin;
 use super::stage::Staged;
-use super::{KernelError, hex, write_new};
+use super::{KernelError, hex, needs, write_new};
 use crate::modules::strip;
 use crate::progress::Cancel;
 
@@ -24,8 +24,8 @@ use crate::progress::Cancel;
 pub const BOOT_MODULES: &str = "boot-modules";
 /// The file in it that lists the modules.
 pub const ORDER: &str = "order";
-/// More modules than booting could ever need.
-const COUNT_LIMIT: usize = 128;
+/// More modules than any part of a boot could ever need.
+pub(super) const COUNT_LIMIT: usize = 128;
 
 /// What a boot module is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,14 +136,21 @@ pub(super) fn write(
     let mut plan = Plan {
         staged,
         known,
+        cancel,
         aliases: None,
-        order: Vec::new(),
     };
+    let mut order: Vec<(String, Vec<Tag>)> = Vec::new();
     for (tag, root) in ROOTS {
-        plan.want(root, tag, &mut Vec::new())?;
+        for name in needs::first(root, COUNT_LIMIT, &mut |name| plan.needs(name))? {
+            match order.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, tags)) if tags.contains(&tag) => {}
+                Some((_, tags)) => tags.push(tag),
+                None => order.push((name, vec![tag])),
+            }
+        }
     }
     let mut lines = String::new();
-    for (name, tags) in &plan.order {
+    for (name, tags) in &order {
         cancel.check()?;
         let Some(module) = staged.read(name)? else {
             continue;
@@ -161,38 +168,27 @@ pub(super) fn write(
 struct Plan<'a> {
     staged: &'a Staged,
     known: &'a Builtin,
+    cancel: &'a Cancel,
     /// Which modules answer to an alias; read only when something asks.
     aliases: Option<BTreeMap<String, Vec<String>>>,
-    order: Vec<(String, Vec<Tag>)>,
 }
 
 impl Plan<'_> {
-    /// Adds a module after all it depends on, or its tag to one that is there already.
-    fn want(&mut self, name: &str, tag: Tag, above: &mut Vec<String>) -> Result<(), KernelError> {
-        if self.known.has(name, "") == Some(true) || above.iter().any(|other| other == name) {
-            return Ok(());
+    /// What a module is to be loaded after; `None` of what is built in or is not there.
+    fn needs(&mut self, name: &str) -> Result<Option<Vec<String>>, KernelError> {
+        self.cancel.check()?;
+        if self.known.has(name, "") == Some(true) {
+            return Ok(None);
         }
         let Some(info) = self.staged.info(name)? else {
-            return Ok(());
+            return Ok(None);
         };
-        above.push(name.to_owned());
+        let mut needs = Vec::new();
         for before in &info.soft_before {
-            if let Some(module) = self.provider(before)? {
-                self.want(&module, tag, above)?;
-            }
+            needs.extend(self.provider(before)?);
         }
-        for below in &info.depends {
-            self.want(below, tag, above)?;
-        }
-        above.pop();
-        if let Some((_, tags)) = self.order.iter_mut().find(|(known, _)| known == name) {
-            if !tags.contains(&tag) {
-                tags.push(tag);
-            }
-        } else if self.order.len() < COUNT_LIMIT {
-            self.order.push((name.to_owned(), vec![tag]));
-        }
-        Ok(())
+        needs.extend(info.depends);
+        Ok(Some(needs))
     }
 
     /// The module that a soft dependency means: one of that name, else the plainest of those
@@ -208,6 +204,7 @@ impl Plan<'_> {
         if self.aliases.is_none() {
             let mut aliases: BTreeMap<String, Vec<String>> = BTreeMap::new();
             for name in self.staged.by_name.keys() {
+                self.cancel.check()?;
                 for alias in self.staged.info(name)?.unwrap_or_default().aliases {
                     aliases.entry(alias).or_default().push(name.clone());
                 }

@@ -10,8 +10,9 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::KernelError;
 use super::found::Found;
+use super::needs::TooMany;
+use super::{KernelError, needs};
 use crate::codec::{Bounded, unpack};
 use crate::modules::{ModInfo, modinfo, name_of_file};
 use crate::process::{Run, RunError};
@@ -24,6 +25,8 @@ const MODULE_LIMIT: u64 = 256 << 20;
 const ALL_LIMIT: u64 = 8 << 30;
 /// Deeper than any kernel's tree.
 const DEPTH_LIMIT: usize = 32;
+/// More modules than any needs.
+const NEEDS_LIMIT: usize = 256;
 
 /// The staged modules of one version.
 pub(super) struct Staged {
@@ -236,23 +239,17 @@ fn text_index(staged: &Staged, cancel: &Cancel) -> Result<(), TextError> {
     let mut alias = io::BufWriter::new(File::create(staged.dir.join("modules.alias"))?);
     for (name, path) in &staged.by_name {
         write!(dep, "{}:", path.display())?;
+        cancel.check()?;
         // All modules below, the nearest first, as depmod writes them.
-        let mut all: Vec<&str> = Vec::new();
-        let mut pending: Vec<&str> = vec![name];
-        while let Some(next) = pending.pop() {
-            for below in infos.get(next).map_or(&[][..], |info| &info.depends) {
-                all.retain(|known| known != below);
-                all.push(below);
-                if all.len() <= staged.by_name.len() && !pending.contains(&below.as_str()) {
-                    pending.push(below);
-                }
-            }
-            if all.len() > 64 {
-                break;
-            }
-        }
+        let mut direct = |name: &str| -> Result<_, TooMany> {
+            Ok(infos.get(name).map(|info: &ModInfo| info.depends.clone()))
+        };
+        let mut all = needs::first(name, NEEDS_LIMIT, &mut direct).unwrap_or_default();
+        // Without itself. One that says it needs more than any does is left to fail.
+        all.pop();
+        all.reverse();
         for below in all {
-            if let Some(path) = staged.by_name.get(below) {
+            if let Some(path) = staged.by_name.get(&below) {
                 write!(dep, " {}", path.display())?;
             }
         }

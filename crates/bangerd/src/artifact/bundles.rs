@@ -57,7 +57,7 @@ impl Shelf {
         tokio::select! {
             biased;
             () = cancelled(cancel.clone()) => Err(was_cancelled()),
-            file = download => file.map_err(|error| failures::of_registry(&error)),
+            file = download => file.map_err(|error| failures::of_download(&error)),
         }
     }
 }

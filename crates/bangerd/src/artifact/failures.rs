@@ -44,10 +44,11 @@ pub(super) fn of_kernel(error: &KernelError) -> Failure {
     match error {
         KernelError::Unsupported { .. } => describe(Code::Unsupported, error),
         KernelError::Io { .. } | KernelError::NoKernel { .. } => describe(Code::BadPath, error),
-        KernelError::Deb(_) | KernelError::Read(_) | KernelError::Unpack(_) => {
-            describe(Code::BadArchive, error)
-                .hint("the file is damaged, or of another kind: get it again")
-        }
+        KernelError::Deb(_)
+        | KernelError::Read(_)
+        | KernelError::Unpack(_)
+        | KernelError::Modules => describe(Code::BadArchive, error)
+            .hint("the file is damaged, or of another kind: get it again"),
         KernelError::Write(_) => describe(Code::Internal, error),
         KernelError::Cancelled(_) => was_cancelled(),
     }
@@ -81,6 +82,15 @@ pub(crate) fn of_bundle(error: &BundleError) -> Failure {
 }
 
 pub(super) fn of_registry(error: &RegistryError) -> Failure {
+    hinted(error, error.hint())
+}
+
+/// Of a bundle from the web.
+pub(super) fn of_download(error: &RegistryError) -> Failure {
+    hinted(error, error.hint_of_download())
+}
+
+fn hinted(error: &RegistryError, hint: Option<String>) -> Failure {
     let code = match error {
         RegistryError::BadReference { .. } => Code::BadReference,
         RegistryError::NotFound { .. } | RegistryError::NoTag { .. } => Code::NotFound,
@@ -98,7 +108,7 @@ pub(super) fn of_registry(error: &RegistryError) -> Failure {
         RegistryError::Cancelled => return was_cancelled(),
     };
     let failure = describe(code, error);
-    match error.hint() {
+    match hint {
         Some(hint) => failure.hint(hint),
         None if code == Code::NoSpace => failure.hint(RECLAIM),
         None => failure,
