@@ -25,6 +25,7 @@ use crate::codec::{self, Codec};
 use crate::ext4::WriteError;
 use crate::kernel::{KernelError, hex};
 use crate::progress::{Cancel, Cancelled, Report};
+use crate::spare::Spare;
 use crate::tar::{Entry, EntryKind, Limits, Reader, Stream, TarError, shown};
 use crate::tree::ReadError;
 
@@ -305,6 +306,7 @@ fn pour(
     entry: &Entry,
     out: &File,
     base: u64,
+    spare: &mut Spare,
     cancel: &Cancel,
 ) -> Result<u64, BundleError> {
     let whole = [(0, entry.stored)];
@@ -321,6 +323,7 @@ fn pour(
             let round = usize::try_from(left.min(ROUND as u64)).expect("at most a round");
             let bytes = &mut buffer[..round];
             archive.read_exact(bytes).map_err(TarError::Io)?;
+            spare.look(out, round as u64).map_err(unwritable())?;
             write_sparse(out, at, bytes).map_err(unwritable())?;
             at += round as u64;
             left -= round as u64;

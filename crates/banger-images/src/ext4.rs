@@ -18,6 +18,7 @@ use std::path::Path;
 use mkext4::{FsBuilder, InodeCount, Options};
 
 use crate::progress::{Cancel, Cancelled, Report};
+use crate::spare::Spare;
 use crate::tree::{NodeId, Source, Tree, Unpacked};
 
 use pass::Home;
@@ -30,8 +31,6 @@ pub const MIN_DISK_BYTES: u64 = 256 << 20;
 pub const MAX_DISK_BYTES: u64 = 128 << 30;
 /// Free bytes below which nothing large is begun, and no root filesystem is written on.
 pub const LEAST_FREE: u64 = 1 << 30;
-/// Bytes after which it is looked at again how many are free.
-const LOOK_EVERY: u64 = 64 << 20;
 const BLOCK: u64 = 4096;
 
 /// An image could not be written.
@@ -337,8 +336,7 @@ impl<'a> Image<'a> {
             .map_err(|source| io_error(self.name, source))?;
         Ok(Holes {
             file: self.file,
-            keep_free: self.keep_free,
-            unlooked: 0,
+            spare: Spare::of(self.keep_free),
         })
     }
 
@@ -362,29 +360,7 @@ impl<'a> Image<'a> {
 /// A file of holes, into which everything is written but zeros.
 struct Holes<'a> {
     file: &'a File,
-    keep_free: u64,
-    /// Bytes written since it was last looked at how many are free.
-    unlooked: u64,
-}
-
-impl Holes<'_> {
-    /// Fails where too little is left for all others on this host.
-    fn look(&mut self, written: u64) -> io::Result<()> {
-        self.unlooked += written;
-        if self.keep_free == 0 || self.unlooked < LOOK_EVERY {
-            return Ok(());
-        }
-        self.unlooked = 0;
-        let found = rustix::fs::fstatvfs(self.file)?;
-        if found.f_bavail.saturating_mul(found.f_frsize) < self.keep_free {
-            let why = format!(
-                "No space left but the {} that stay free",
-                shown(self.keep_free)
-            );
-            return Err(io::Error::new(io::ErrorKind::StorageFull, why));
-        }
-        Ok(())
-    }
+    spare: Spare,
 }
 
 impl mkext4::RegionSink for Holes<'_> {
@@ -392,7 +368,7 @@ impl mkext4::RegionSink for Holes<'_> {
         if bytes.iter().all(|byte| *byte == 0) {
             return Ok(());
         }
-        self.look(bytes.len() as u64)?;
+        self.spare.look(self.file, bytes.len() as u64)?;
         self.file.write_all_at(bytes, offset)
     }
 
@@ -469,35 +445,4 @@ pub fn as_uuid(mut bytes: [u8; 16]) -> [u8; 16] {
 fn as_sibling(mut uuid: [u8; 16]) -> [u8; 16] {
     uuid[15] ^= 1;
     uuid
-}
-
-#[cfg(test)]
-mod tests {
-    use mkext4::RegionSink as _;
-
-    use super::*;
-
-    #[test]
-    fn writing_ends_where_too_little_stays_free() {
-        let file = tempfile::tempfile().unwrap();
-        let mebibyte = vec![1; 1 << 20];
-        for (keep_free, most) in [(0, 70), (1 << 20, 70), (u64::MAX, 63)] {
-            let mut sink = Holes {
-                file: &file,
-                keep_free,
-                unlooked: 0,
-            };
-            // Over and over in the same place.
-            let written = (0..70).map(|_| sink.data(0, &mebibyte));
-            let written: Vec<_> = written.take_while(Result::is_ok).collect();
-            assert_eq!(written.len(), most, "{keep_free}");
-        }
-        let mut sink = Holes {
-            file: &file,
-            keep_free: u64::MAX,
-            unlooked: LOOK_EVERY,
-        };
-        let error = sink.data(0, &mebibyte).unwrap_err();
-        assert!(io_error("x", error).is_no_space());
-    }
 }

@@ -17,6 +17,7 @@ pub mod packed;
 pub mod process;
 pub mod progress;
 pub mod sources;
+mod spare;
 pub mod suite;
 pub mod tar;
 pub mod tree;

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::{Archive, BundleError, MANIFEST, Manifest, Sha, plain, pour, through};
 use crate::ext4::{self, ROOTFS};
 use crate::progress::{Cancel, Report};
+use crate::spare::Spare;
 use crate::tar::{EntryKind, Limits};
 
 /// Both members, the root that some writers put before them, and a few that are told by name.
@@ -70,7 +71,8 @@ fn members(
                     return refuse("is not a regular file");
                 }
                 written = true;
-                pour(archive, &entry, out, 0, cancel)?;
+                let mut spare = Spare::of(ext4::LEAST_FREE);
+                pour(archive, &entry, out, 0, &mut spare, cancel)?;
                 let cannot = BundleError::io("read the root filesystem that was unpacked");
                 if let Some(defect) = ext4::defect(out).map_err(cannot)? {
                     return refuse(defect);

@@ -4,8 +4,10 @@ use std::fs::File;
 use std::path::{Component, Path};
 
 use super::{Archive, BundleError, MANIFEST, Manifest, Sha, plain, pour, through};
+use crate::ext4::LEAST_FREE;
 use crate::kernel::{self, KernelInfo};
 use crate::progress::{Cancel, Report};
+use crate::spare::Spare;
 use crate::tar::{Entry, EntryKind, Limits, Time};
 use crate::tree::{Kind, Tree};
 
@@ -45,6 +47,7 @@ pub fn import(
             tree: Tree::new(),
             spool: &spool,
             spooled: 0,
+            spare: Spare::of(LEAST_FREE),
             limits,
             cancel,
         };
@@ -66,6 +69,7 @@ struct Members<'a> {
     /// Contents, one after another.
     spool: &'a File,
     spooled: u64,
+    spare: Spare,
     limits: Limits,
     cancel: &'a Cancel,
 }
@@ -119,7 +123,14 @@ impl Members<'_> {
         let kind = match &entry.kind {
             EntryKind::Directory => EntryKind::Directory,
             EntryKind::File | EntryKind::Sparse { .. } => {
-                size = pour(archive, entry, self.spool, self.spooled, self.cancel)?;
+                size = pour(
+                    archive,
+                    entry,
+                    self.spool,
+                    self.spooled,
+                    &mut self.spare,
+                    self.cancel,
+                )?;
                 EntryKind::File
             }
             EntryKind::Symlink(target) if stays_inside(target, parts.len() - 1) => {

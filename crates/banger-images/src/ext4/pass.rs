@@ -18,6 +18,7 @@ use super::{
 };
 use crate::codec::Positioned;
 use crate::progress::{Cancel, Report};
+use crate::spare::Spare;
 use crate::tree::{Kind, NodeId, Source, Tree};
 
 /// The directory at the top of a seed.
@@ -193,7 +194,7 @@ impl<'a> Seed<'a> {
             file: self.home.seed,
             name: super::SEED,
             options: &self.options,
-            keep_free: 0,
+            keep_free: super::LEAST_FREE,
         };
         let sink = image.sink()?;
         let writer = self.layout.writer(sink);
@@ -218,6 +219,7 @@ impl<'a> Seed<'a> {
 /// Content that goes into the seed too: where in the spool each file's lies, and its length.
 struct Kept<'a> {
     spool: Option<&'a File>,
+    spare: Spare,
     length: u64,
     places: HashMap<NodeId, (u64, u64)>,
 }
@@ -226,6 +228,7 @@ impl<'a> Kept<'a> {
     fn of(seed: Option<&Seed<'a>>) -> Self {
         Self {
             spool: seed.map(|seed| seed.home.spool),
+            spare: Spare::of(super::LEAST_FREE),
             length: 0,
             places: seed
                 .iter()
@@ -241,6 +244,7 @@ impl<'a> Kept<'a> {
         *place = (self.length, 0);
         Some(Keeper {
             spool,
+            spare: &mut self.spare,
             end: &mut self.length,
             length: &mut place.1,
         })
@@ -249,6 +253,7 @@ impl<'a> Kept<'a> {
 
 struct Keeper<'a> {
     spool: &'a File,
+    spare: &'a mut Spare,
     end: &'a mut u64,
     length: &'a mut u64,
 }
@@ -277,6 +282,7 @@ impl<R: Read> Keeping<'_, R> {
         let read = self.inner.read(buffer)?;
         if let Some(keeper) = &mut self.keeper {
             let mut spool = keeper.spool;
+            keeper.spare.look(spool, read as u64)?;
             spool.write_all(&buffer[..read])?;
             *keeper.end += read as u64;
             *keeper.length += read as u64;

@@ -122,7 +122,11 @@ fn copy_files(
         copy::disk_telling(from, to, &mut |bytes| {
             done += bytes;
             report.bytes(done, Some(total));
-            cancel.check().map_err(io::Error::other)
+            cancel.check().map_err(io::Error::other)?;
+            match space::enough(dir, dir) {
+                Ok(()) => Ok(()),
+                Err(_) => Err(io::ErrorKind::StorageFull.into()),
+            }
         })
         .map_err(|error| match cancel.check() {
             Ok(()) => cannot(image, error),
