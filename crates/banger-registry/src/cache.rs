@@ -510,12 +510,18 @@ impl Part {
 
     /// Hashes what an earlier try left, or drops it if it is longer than the blob.
     pub(crate) async fn resume(self, size: u64) -> Result<Part, RegistryError> {
+        let token = CancellationToken::new();
+        // Whoever drops this future is not waited for.
+        let _ends = token.clone().drop_guard();
         self.off_thread("read", move |part| {
             if part.file.metadata()?.len() > size {
                 part.file.set_len(0)?;
             }
             let mut chunk = vec![0; READ_CHUNK];
             loop {
+                if token.is_cancelled() {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
                 match part.file.read(&mut chunk)? {
                     0 => {
                         part.inherited = part.len;

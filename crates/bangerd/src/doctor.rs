@@ -9,10 +9,11 @@ use std::path::Path;
 use banger_api::system::{DoctorReport, DoctorRow, DoctorStatus};
 use banger_engine::kvm::{self, KvmSetting};
 use banger_engine::{AnyEngine, Choice, ChooseError, Wish};
+use banger_images::sources;
 use banger_store::{images, kernels, look as read_only, schema_version, vms};
 
 use crate::artifact::{
-    ImageRecord, find_agent, host_arch, image_record, is_staging, space, suite_of,
+    ImageRecord, find_agent, host_arch, image_record, image_source, is_staging, space,
 };
 use crate::config::{Config, ConfigError};
 use crate::daemon::{engine_settings, host_defaults};
@@ -335,14 +336,14 @@ fn image(config: &Config, store: &Stored) -> DoctorRow {
     if store.images.iter().any(|found| found.image.name == *name) {
         return pass("image", [&format!("{name} is here")]);
     }
-    match suite_of(name) {
-        Some(suite) => pass(
+    match image_source(config.catalog_path.as_deref(), name) {
+        // Nothing of a catalog with a fault is used.
+        Err(failure) => fail("image", [&failure.message, "catalog_path"]),
+        Ok(Some(source)) => pass(
             "image",
-            [&format!(
-                "{name} is not here; the first run builds it from Debian's {suite}"
-            )],
+            [&format!("{name} is not here; the first run {source}")],
         ),
-        None => fail(
+        Ok(None) => fail(
             "image",
             [
                 &format!("{name} is not here"),
@@ -455,6 +456,12 @@ fn tools() -> DoctorRow {
                     .to_owned(),
             );
         }
+    }
+    if sources::for_suite(&sources::of_host(), "stable").is_empty() {
+        found.status = DoctorStatus::Warn;
+        let why = "apt's sources name no archive of Debian, cannot fetch its packages: \
+                   banger pull debian:stable, banger kernel import NAME --deb FILE";
+        found.details.push(why.to_owned());
     }
     if found.details.is_empty() {
         found.details.push("none is missing".to_owned());
@@ -585,6 +592,42 @@ mod tests {
         assert_eq!(status(&report, "qemu").0, DoctorStatus::Warn);
         for title in ["engine", "channel"] {
             assert_eq!(status(&report, title).0, DoctorStatus::Fail, "{title}");
+        }
+    }
+
+    #[test]
+    fn a_default_image_that_can_be_had_is_no_fault() {
+        let place = tempfile::tempdir().unwrap();
+        let paths = paths(place.path());
+        let catalog = place.path().join("catalog.json");
+        let found = |name: &str, entries: &str| {
+            let config = format!(
+                "default_image_name = {name:?}\ncatalog_path = {:?}\n",
+                catalog.display().to_string()
+            );
+            fs::write(&paths.config_file, config).unwrap();
+            let text = format!("{{\"version\": 1, \"entries\": [{entries}]}}");
+            fs::write(&catalog, text).unwrap();
+            status(&look(&paths), "image")
+        };
+        let ours = "{\"name\": \"ours\", \"recipe\": \"registry.lan/app:1\"}";
+        for (name, says) in [
+            ("debian-bookworm", "builds it from Debian's bookworm"),
+            ("debian-slim", "pulls docker.io/library/debian:stable-slim"),
+            ("debian-sid", "builds it from Debian's sid"),
+            ("ours", "pulls registry.lan/app:1"),
+        ] {
+            let (verdict, details) = found(name, ours);
+            assert_eq!(verdict, DoctorStatus::Pass, "{name}: {details}");
+            assert!(details.contains(says), "{name}: {details}");
+        }
+        for (name, entries, says) in [
+            ("nosuch", ours, "nosuch is not here"),
+            ("ours", "7", "catalog.json"),
+        ] {
+            let (verdict, details) = found(name, entries);
+            assert_eq!(verdict, DoctorStatus::Fail, "{name}: {details}");
+            assert!(details.contains(says), "{name}: {details}");
         }
     }
 

@@ -33,7 +33,9 @@ use crate::ports::OwnKernel;
 
 pub(super) use boot::boot_image;
 pub(super) use build::BUILD_LOG;
-pub(crate) use build::{NewBuild, suite_of};
+pub(crate) use build::NewBuild;
+use build::suite_of;
+pub(crate) use obtain::image_source;
 use pull::NewPull;
 pub(super) use register::absolute;
 
@@ -73,9 +75,10 @@ impl Shelf {
             [row] => records::image(row),
             [] => {
                 let shown: String = reference.chars().take(80).collect();
+                // The catalog first: not every name that looks like a suite's is one.
                 let hint = match suite_of(&shown) {
+                    _ if self.in_catalog(&shown).await => format!("banger image pull {shown}"),
                     Some(suite) => format!("banger image build --suite {suite}"),
-                    None if self.in_catalog(&shown).await => format!("banger image pull {shown}"),
                     None => "banger image list".to_owned(),
                 };
                 Err(Failure::new(Code::NotFound, format!("no image {shown:?}")).hint(hint))

@@ -23,7 +23,9 @@ use super::catalog::Bundle;
 use super::images::cannot_sweep;
 use super::publish::{self, Staging};
 use super::records::{self, KernelRecord, newer};
-use super::{Kind, Shelf, Unseen, blocking, failures, host_arch, space, users};
+use super::{
+    Kind, Shelf, Unseen, blocking, cancelled, failures, host_arch, space, users, was_cancelled,
+};
 use crate::failure::Failure;
 use crate::ports::{BootKernel, OwnKernel, Progress};
 
@@ -281,9 +283,15 @@ impl Shelf {
         cancel: Cancel,
         report: Arc<dyn Report>,
     ) -> Result<KernelRecord, Failure> {
+        // One at a time takes a thread: those that wait for apt's lock would take all.
+        let turn = tokio::select! {
+            biased;
+            () = cancelled(cancel.clone()) => return Err(was_cancelled()),
+            turn = Arc::clone(&self.0.apt).lock_owned() => turn,
+        };
         let state = self.0.cache.join("apt");
         let (asked, switch, told) = (package.clone(), cancel.clone(), Arc::clone(&report));
-        let (apt, resolved) = blocking(move || {
+        let (mut apt, mut resolved) = blocking(move || {
             let work = || -> Result<(Apt, Resolved), AptError> {
                 let apt = Apt::open(&state, &switch)?;
                 let resolved = apt.resolve(&asked, &switch, &*told)?;
@@ -292,25 +300,43 @@ impl Shelf {
             work().map_err(|error| failures::of_apt(&error))
         })
         .await?;
-        let name = match &wanted.name {
-            Some(name) => name.clone(),
-            None => parse_name(kernel::name_of_package(&resolved.package))?,
+        let mut old_lists = true;
+        let (name, claim, download, file) = loop {
+            let name = match &wanted.name {
+                Some(name) => name.clone(),
+                None => parse_name(kernel::name_of_package(&resolved.package))?,
+            };
+            let claim = self.claim(Kind::Kernel, name.as_str())?;
+            if wanted.reuse
+                && let Ok(record) = self.find_kernel(name.as_str()).await
+            {
+                return Ok(record);
+            }
+            self.name_is_free(name.as_str(), wanted.force).await?;
+            let (parent, package) = (self.0.kernels_dir.clone(), package.clone());
+            let (switch, told) = (cancel.clone(), Arc::clone(&report));
+            let (again, download, fetched) = blocking(move || {
+                let download = begin(&parent)?;
+                let dest = download.path();
+                let fetched = match old_lists {
+                    true => fetch_fresh(&apt, &package, &resolved, dest, &switch, &*told),
+                    false => fetch(&apt, &resolved, dest, &switch, &*told),
+                };
+                let fetched = fetched.map_err(|error| failures::of_apt(&error))?;
+                Ok((apt, download, fetched))
+            })
+            .await?;
+            match fetched {
+                Fetched::File(file) => break (name, claim, download, file),
+                Fetched::Renamed(newer) => (apt, resolved, old_lists) = (again, newer, false),
+            }
         };
-        let claim = self.claim(Kind::Kernel, name.as_str())?;
-        if wanted.reuse
-            && let Ok(record) = self.find_kernel(name.as_str()).await
-        {
-            return Ok(record);
-        }
-        self.name_is_free(name.as_str(), wanted.force).await?;
+        // Others may use apt while this one unpacks.
+        drop(turn);
         let (parent, switch) = (self.0.kernels_dir.clone(), cancel.clone());
         self.add(claim, cancel, move || {
-            let (staging, download) = (begin(&parent)?, begin(&parent)?);
-            let fetched = fetch_fresh(&apt, &package, resolved, download.path(), &switch, &*report)
-                .map_err(|error| failures::of_apt(&error))?;
-            // Others may use apt while this one unpacks.
-            drop(apt);
-            let info = kernel::import_deb(&fetched, staging.path(), &switch, &*report)
+            let staging = begin(&parent)?;
+            let info = kernel::import_deb(&file, staging.path(), &switch, &*report)
                 .map_err(|error| failures::of_kernel(&error))?;
             drop(download);
             let source = info
@@ -478,29 +504,48 @@ impl Shelf {
 
 fn begin(parent: &Path) -> Result<Staging, Failure> {
     Staging::new(parent).map_err(|error| {
-        Failure::internal(
-            format!("cannot make a directory in {}", parent.display()),
-            &error,
-        )
+        let what = format!("cannot make a directory in {}", parent.display());
+        space::failed(what, &error)
     })
+}
+
+/// What a fetch came to.
+enum Fetched {
+    File(PathBuf),
+    /// The lists are new, and lead to a package of another name.
+    Renamed(Resolved),
+}
+
+fn fetch(
+    apt: &Apt,
+    resolved: &Resolved,
+    dest: &Path,
+    cancel: &Cancel,
+    report: &dyn Report,
+) -> Result<Fetched, AptError> {
+    let fetched = apt.fetch(resolved, dest, cancel, report)?;
+    Ok(Fetched::File(fetched.path))
 }
 
 /// Fetches; once more with new lists where the archive has moved on.
 fn fetch_fresh(
     apt: &Apt,
     package: &str,
-    resolved: Resolved,
+    resolved: &Resolved,
     dest: &Path,
     cancel: &Cancel,
     report: &dyn Report,
-) -> Result<PathBuf, AptError> {
-    match apt.fetch(&resolved, dest, cancel, report) {
+) -> Result<Fetched, AptError> {
+    match fetch(apt, resolved, dest, cancel, report) {
         Err(AptError::Unreachable { .. }) => {
             apt.update(cancel, report)?;
             let newer = apt.resolve(package, cancel, report)?;
-            Ok(apt.fetch(&newer, dest, cancel, report)?.path)
+            match newer.package == resolved.package {
+                true => fetch(apt, &newer, dest, cancel, report),
+                false => Ok(Fetched::Renamed(newer)),
+            }
         }
-        other => Ok(other?.path),
+        other => other,
     }
 }
 

@@ -41,7 +41,7 @@ use crate::ports::{Artifacts, BootImage, BootKernel, Progress};
 pub(crate) use self::boot::{find_agent, is_boot};
 pub(crate) use self::cancelled::cancelled;
 pub(crate) use self::flight::was_cancelled;
-pub(crate) use self::images::{NewBuild, suite_of};
+pub(crate) use self::images::{NewBuild, image_source};
 pub(crate) use self::publish::{is_mark, is_staging};
 pub(crate) use self::records::{ImageRecord, image as image_record};
 
@@ -68,6 +68,8 @@ struct Inner {
     tasks: TaskTracker,
     /// Names that are being made or removed.
     claims: Mutex<HashSet<(Kind, String)>>,
+    /// Held by whoever has Debian's packages fetched.
+    apt: Arc<tokio::sync::Mutex<()>>,
     /// Held by whoever was asked to clear.
     clearing: Arc<tokio::sync::Mutex<()>>,
     /// Held while anything is cleared, asked or not.
@@ -109,6 +111,7 @@ impl Shelf {
             kernel_flights: Flights::new(tasks.clone()),
             tasks,
             claims: Mutex::default(),
+            apt: Arc::default(),
             clearing: Arc::default(),
             pruning: Arc::default(),
         }))

@@ -17,7 +17,9 @@ pub(super) fn of_image(
 ) -> Result<Vec<String>, StoreError> {
     using(db, |_, record| {
         let wanted = record["wanted_image"].as_str().or(default);
-        let named = wanted.is_some_and(|wanted| wanted == id || wanted == name);
+        // As an image is found: by its name, or by the beginning of its id.
+        let begins = |wanted: &str| wanted.len() >= 4 && id.starts_with(wanted);
+        let named = wanted.is_some_and(|wanted| wanted == name || begins(wanted));
         record["image_id"] == id || (record["image_id"] == "" && named)
     })
 }

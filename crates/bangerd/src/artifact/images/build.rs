@@ -147,7 +147,7 @@ impl NewImage {
 }
 
 /// The suite that an image of this name is built from.
-pub(crate) fn suite_of(name: &str) -> Option<&str> {
+pub(super) fn suite_of(name: &str) -> Option<&str> {
     let suite = name.strip_prefix(SUITE_IMAGE)?;
     let word = !suite.is_empty() && suite.bytes().all(|byte| byte.is_ascii_lowercase());
     word.then_some(suite)

@@ -12,7 +12,7 @@ use banger_model::{ImageName, Size};
 
 use super::super::own::{GivenKernel, KERNEL};
 use super::super::records::ImageRecord;
-use super::super::{Kind, Shelf, blocking, failures};
+use super::super::{Kind, Shelf, blocking, failures, space};
 use super::build::Logged;
 use super::pull::parsed_size;
 use super::{Filled, bad_name, make};
@@ -151,8 +151,9 @@ impl Shelf {
         // As it is now; the default image may have to be obtained first.
         let before = self.find_image(&wanted.job.from).await.ok();
         // Without a name, so that it is gone with us.
-        let spool = tempfile::tempfile_in(&parent)
-            .map_err(|error| Failure::internal("cannot make a file for the image", &error))?;
+        let spool = tempfile::tempfile_in(&parent).map_err(|error| {
+            space::failed("cannot make a file for the image".to_owned(), &error)
+        })?;
         let into = spool
             .try_clone()
             .map_err(|error| Failure::internal("out of descriptors", &error))?;

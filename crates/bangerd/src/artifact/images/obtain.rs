@@ -1,5 +1,6 @@
 //! Images by name: what a pull means, the catalog asked first.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use banger_api::error::Code;
@@ -9,7 +10,7 @@ use banger_images::{Cancel, Report};
 use banger_model::{ImageName, KernelName};
 use banger_store::images;
 
-use super::super::catalog::{Bundle, Origin};
+use super::super::catalog::{Bundle, Catalog, Origin};
 use super::super::own::GivenKernel;
 use super::super::records::{self, ImageRecord};
 use super::super::{Kind, Shelf, Within, blocking, failures, host_arch, publish, space};
@@ -18,6 +19,20 @@ use super::pull::checked_size;
 use super::{Filled, NewPull, bad_name, make, suite_of};
 use crate::failure::Failure;
 use crate::ports::Progress;
+
+/// How the first run gets the image of this name, for a person: after "the first run". `None`
+/// where it cannot. `own` is the owner's catalog.
+pub(crate) fn image_source(own: Option<&Path>, name: &str) -> Result<Option<String>, Failure> {
+    let catalog = Catalog::load(own)?;
+    let entry = catalog.find(Kind::Image, name)?;
+    let suite = match entry.map(|entry| &entry.origin) {
+        Some(Origin::Bundle(bundle)) => return Ok(Some(format!("pulls {}", bundle.url))),
+        Some(Origin::Reference(reference)) => return Ok(Some(format!("pulls {reference}"))),
+        Some(Origin::Suite(suite)) => Some(suite.as_str()),
+        Some(Origin::Deb(_)) | None => suite_of(name),
+    };
+    Ok(suite.map(|suite| format!("builds it from Debian's {suite}")))
+}
 
 /// An image to obtain, checked.
 #[derive(Debug, Clone)]

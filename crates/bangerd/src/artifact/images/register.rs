@@ -69,7 +69,10 @@ impl Shelf {
             wanted.own_kernel = Some(own);
         }
         let after = wanted.own_kernel.as_ref().map(|own| own.dir.clone());
-        publish::unsettle(before.iter().cloned().collect()).await?;
+        if let Err(failure) = publish::unsettle(before.iter().cloned().collect()).await {
+            publish::discard(after.into_iter().collect()).await;
+            return Err(failure);
+        }
         let written = self
             .0
             .store
