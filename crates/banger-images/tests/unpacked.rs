@@ -369,3 +369,114 @@ fn however_a_tree_is_packed_the_image_is_the_same_bytes() {
         }
     }
 }
+
+/// An entry hidden from one reader and shown to another: whoever looked at the image before saw
+/// another one than we write.
+#[test]
+fn extended_headers_hide_and_show_what_umoci_sees() {
+    if !inside("extended_headers_hide_and_show_what_umoci_sees") {
+        return;
+    }
+    let extended = |kind: u8, records: Vec<u8>| Entry {
+        data: records,
+        ..Entry::new("pax", kind)
+    };
+    let of = |name: &str, value: &[u8]| extended(b'x', image::record(name, value)).bytes();
+    let file = |path: &str, data: &[u8]| Entry::file(path, data).bytes();
+    let (evil, after) = (file("evil", b"x"), file("after", b"a"));
+    // What each has to be, by whether "evil" is a file of it and what "f" holds.
+    let cases = [
+        (
+            "a value with what looks like a record",
+            [
+                of("SCHILY.xattr.user.note", b"a\n13 path=evil\n"),
+                file("f", b"f"),
+            ]
+            .concat(),
+            (false, b"f".to_vec()),
+        ),
+        (
+            "more content than the header says",
+            [
+                of("size", b"1024"),
+                file("f", b""),
+                evil.clone(),
+                after.clone(),
+            ]
+            .concat(),
+            (false, evil.clone()),
+        ),
+        (
+            "less content than the header says",
+            [of("size", b"0"), file("f", &evil), after.clone()].concat(),
+            (true, Vec::new()),
+        ),
+        (
+            "two names, the last one counts",
+            [
+                extended(
+                    b'x',
+                    [image::record("path", b"evil"), image::record("path", b"f")].concat(),
+                )
+                .bytes(),
+                file("plain", b"f"),
+            ]
+            .concat(),
+            (false, b"f".to_vec()),
+        ),
+    ];
+    for (what, bytes, (has_evil, content)) in cases {
+        let layer = image::end([Entry::dir("./").bytes(), bytes].concat());
+        assert_same(what, &[layer], |root| {
+            assert_eq!(root.join("evil").exists(), has_evil, "{what}");
+            assert_eq!(fs::read(root.join("f")).unwrap(), content, "{what}");
+            assert!(!root.join("plain").exists(), "{what}");
+        });
+    }
+}
+
+/// A header for all that follows names none of it.
+#[test]
+fn a_header_for_all_entries_changes_none() {
+    let all = Entry {
+        data: [
+            image::record("path", b"evil"),
+            image::record("size", b"0"),
+            image::record("comment", b"from git archive"),
+        ]
+        .concat(),
+        ..Entry::new("pax_global_header", b'g')
+    };
+    let bytes = [all.bytes(), Entry::file("f", "f").bytes()].concat();
+    let dir = tempfile::tempdir().unwrap();
+    let root = write(&[image::end(bytes)], dir.path(), Pack::Gzip);
+    let ask = |what: &str| {
+        let mut debugfs = Command::new("/usr/sbin/debugfs");
+        let done = debugfs.arg("-R").arg(what).arg(&root).output().unwrap();
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    };
+    assert_eq!(ask("cat /f"), "f");
+    assert!(!ask("ls -p /").contains("evil"));
+}
+
+/// umoci leaves it to the clock, so it cannot say.
+#[test]
+fn a_directory_keeps_the_time_it_was_given_though_names_in_it_go() {
+    if !inside("a_directory_keeps_the_time_it_was_given_though_names_in_it_go") {
+        return;
+    }
+    let first = [
+        Entry::dir("d").at(1_500_000_000, 0),
+        Entry::file("d/x", "x"),
+    ];
+    let gone = [Entry::file("d/.wh.x", "")];
+    let opaque = [Entry::file("d/y", "y"), Entry::file("d/.wh..wh..opq", "")];
+    let layers = [&first[..], &gone, &opaque].map(|entries| {
+        let bytes = entries.iter().flat_map(Entry::bytes);
+        image::end(Entry::dir("./").bytes().into_iter().chain(bytes).collect())
+    });
+    assert_same("names that go", &layers, |root| {
+        let time = fs::metadata(root.join("d")).unwrap().mtime();
+        assert_eq!(time, 1_500_000_000);
+    });
+}

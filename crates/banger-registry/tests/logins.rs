@@ -5,6 +5,7 @@ mod toy;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use banger_registry::{Config, RegistryError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -26,14 +27,18 @@ impl Home {
         self.0.path().join(name)
     }
 
-    fn bench(&self, config: &Value) -> Bench {
+    fn config(&self, config: &Value) -> Config {
         std::fs::write(self.path("config.json"), config.to_string()).expect("a config");
-        Bench::with(Config {
+        Config {
             auth_file: Some(self.path("config.json")),
             // Scripts need the ordinary programs, too.
             helper_path: Some(format!("{}:/usr/bin:/bin", self.0.path().display()).into()),
             ..toy::config()
-        })
+        }
+    }
+
+    fn bench(&self, config: &Value) -> Bench {
+        Bench::with(self.config(config))
     }
 
     fn helper(&self, text: &str) {
@@ -241,6 +246,62 @@ async fn a_token_is_fetched_anonymously_or_with_the_login() {
     denied(&home.bench(&json!({})), &toy).await;
     let login = home.bench(&json!({"auths": {&toy.address: {"auth": "dTpw"}}}));
     assert_image(&login.pull(&toy).await.expect("an image"), &image);
+}
+
+#[tokio::test]
+async fn a_server_of_tokens_that_falls_silent_or_breaks_off_is_given_up() {
+    let image = Image::new();
+    for how in ["silent", "stalls", "breaks off"] {
+        let issue = move |_: &toy::Request| match how {
+            "silent" => Answer::silence(),
+            "stalls" => token("public").cut(5).stalling(),
+            _ => token("public").cut(5),
+        };
+        let toy = tokens(&image, issue, |token| token == "public").await;
+        let bench = Bench::new();
+        let error = bench.pull(&toy).await.expect_err(how);
+        assert!(
+            matches!(error, RegistryError::Unavailable { .. }),
+            "{how}: {error:?}"
+        );
+        assert!(error.hint().is_some(), "{how}");
+        assert_eq!(bench.parts(), 0, "{how}");
+    }
+}
+
+#[tokio::test]
+async fn a_helper_dies_with_the_pull_that_asked_it() {
+    let image = Image::new();
+    let toy = tokens(&image, |_| token("t"), |token| token == "t").await;
+    let home = Home::new();
+    let pid = home.path("pid");
+    let at = pid.display();
+    home.helper(&format!(
+        "echo $$ > {at}.new; mv {at}.new {at}; exec sleep 600"
+    ));
+    let mut config = home.config(&json!({"credsStore": "toy"}));
+    config.limits.helper = Duration::from_secs(600);
+    let bench = Bench::with(config);
+    let cancel = bench.cancel.clone();
+    let given_up = async {
+        while !pid.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        cancel.cancel();
+    };
+    let (pulled, ()) = tokio::join!(bench.pull(&toy), given_up);
+    let error = pulled.expect_err("given up");
+    assert!(matches!(error, RegistryError::Cancelled), "{error:?}");
+    let process = std::fs::read_to_string(&pid).expect("its number");
+    let process = std::path::Path::new("/proc").join(process.trim());
+    let gone = async {
+        while process.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), gone)
+        .await
+        .expect("it ends with the pull");
 }
 
 #[tokio::test]

@@ -202,6 +202,51 @@ async fn a_transfer_that_stalls_is_tried_again_and_given_up() {
 }
 
 #[tokio::test]
+async fn whatever_falls_silent_or_breaks_off_is_given_up_and_gone_on_with() {
+    let image = Image::single();
+    for part in ["/manifests/", &image.large_path()] {
+        for (how, words) in [
+            ("silent", "nothing came"),
+            ("stalls", "nothing came"),
+            ("breaks off", ""),
+        ] {
+            let what = format!("{part} {how}");
+            let (bad, whole) = (part.to_owned(), image.clone());
+            let broken = Arc::new(AtomicBool::new(true));
+            let switch = broken.clone();
+            let toy = Toy::serving(&image, move |r| {
+                let meant = r.path.contains(&bad) && switch.load(Ordering::SeqCst);
+                meant.then(|| match how {
+                    "silent" => Answer::silence(),
+                    "stalls" => whole.serve(r).cut(10).stalling(),
+                    _ => whole.serve(r).cut(10),
+                })
+            })
+            .await;
+            let bench = Bench::new();
+            let error = bench.pull(&toy).await.expect_err(&what);
+            match &error {
+                RegistryError::Unavailable { why, .. } => {
+                    assert!(why.contains(words), "{what}: {why}");
+                }
+                RegistryError::Damaged { .. } if words.is_empty() => {}
+                other => panic!("{what}: {other}"),
+            }
+            assert!(error.hint().is_some(), "{what}");
+            let asked = toy
+                .requests()
+                .iter()
+                .filter(|r| r.path.contains(part))
+                .count();
+            assert_eq!(asked, 4, "{what}");
+            bench.assert_blobs_are_true();
+            broken.store(false, Ordering::SeqCst);
+            assert_image(&bench.pull(&toy).await.expect(&what), &image);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_registry_without_ranges_sends_all_of_it_again() {
     let image = Image::new();
     let path = image.large_path();

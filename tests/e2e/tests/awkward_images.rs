@@ -5,10 +5,11 @@
 #[path = "../../../crates/banger-images/tests/image/mod.rs"]
 mod image;
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use e2e::{House, Registry, skip};
+use e2e::{Call, House, Registry, skip};
 use image::scan::{Mounted, differing, make_disk, scan};
 use image::{Pack, awkward, large};
 
@@ -51,6 +52,7 @@ fn awkward_images_that_want_a_login_are_what_umoci_makes_of_them() {
         skip!("needs docker-registry, skopeo, umoci and root");
     };
     registry.log_in(&house);
+    house.set_env("BANGER_LOG_LEVEL", "debug");
     let holes = tempfile::tempdir().unwrap();
     let sparse = ["-S", "--format=pax", "--sparse-version=1.0"];
     let holes = large::holey(holes.path(), &sparse, "1.5");
@@ -70,6 +72,12 @@ fn awkward_images_that_want_a_login_are_what_umoci_makes_of_them() {
     {
         assert_alike(&house, &registry, (number, what), layers, apart);
     }
+    // The password, and the form that it is sent in, stay where they were.
+    let (state, cache) = (house.state(), house.dir().join("cache"));
+    let words = ["-rlaF", "-e", "s3cret", "-e", "YWRhOnMzY3JldA"].map(OsStr::new);
+    let places = [state.as_os_str(), cache.as_os_str()];
+    let found = Call::new("grep", [&words[..], &places].concat()).run();
+    assert_eq!(found.code, 1, "{found}");
 }
 
 /// Pushes these layers, pulls them, and holds the root filesystem against what umoci unpacks.
@@ -82,7 +90,8 @@ fn assert_alike(
 ) {
     let dir = tempfile::tempdir().unwrap();
     let layout = dir.path().join("layout");
-    image::layout(&layout, layers, Pack::Gzip);
+    let pack = [Pack::Gzip, Pack::Zstd, Pack::No][number % 3];
+    image::layout(&layout, layers, pack);
     let copy = format!(
         "cp -r {} image\numoci tag --image image:x 1\n",
         layout.display()

@@ -214,7 +214,7 @@ fn octal(field: &mut [u8], number: u64) {
 }
 
 /// A record begins with its own length, that number included.
-fn record(name: &str, value: &[u8]) -> Vec<u8> {
+pub(crate) fn record(name: &str, value: &[u8]) -> Vec<u8> {
     let rest = name.len() + value.len() + 3;
     let mut length = rest + 1;
     while length != rest + length.to_string().len() {

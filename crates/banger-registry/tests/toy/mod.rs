@@ -49,6 +49,9 @@ impl Request {
     }
 }
 
+/// In the place of a status.
+const SILENCE: u16 = 0;
+
 /// What is sent back.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
@@ -76,6 +79,11 @@ impl Answer {
     pub(crate) fn with(mut self, name: &str, value: impl Into<String>) -> Answer {
         self.headers.push((name.to_owned(), value.into()));
         self
+    }
+
+    /// Not even a head comes.
+    pub(crate) fn silence() -> Answer {
+        Answer::new(SILENCE, "")
     }
 
     /// Sends only the first bytes of what it declares.
@@ -291,6 +299,9 @@ async fn answer(
         log.last().expect("just pushed").clone()
     };
     let answer = handler(&request);
+    if answer.status == SILENCE {
+        std::future::pending::<()>().await;
+    }
     let mut head = format!("HTTP/1.1 {} Toy\r\nConnection: close\r\n", answer.status);
     if let Some(length) = answer.length {
         head += &format!("Content-Length: {length}\r\n");

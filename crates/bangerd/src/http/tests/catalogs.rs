@@ -13,13 +13,13 @@ use super::artifacts::{VERSION, kept, kernel_files};
 use crate::artifact::host_arch;
 
 /// A house, and where its catalog and bundles are.
-struct Shop {
-    house: House,
+pub(super) struct Shop {
+    pub(super) house: House,
     place: tempfile::TempDir,
 }
 
 impl Shop {
-    async fn open() -> Self {
+    pub(super) async fn open() -> Self {
         let place = tempfile::tempdir().unwrap();
         let catalog = place.path().join("catalog.json");
         let house = House::configured(|config| config.catalog_path = Some(catalog)).await;
@@ -28,12 +28,12 @@ impl Shop {
         shop
     }
 
-    fn offer(&self, entries: &[Value]) {
+    pub(super) fn offer(&self, entries: &[Value]) {
         let text = json!({"version": 1, "entries": entries}).to_string();
         fs::write(self.place.path().join("catalog.json"), text).unwrap();
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.place.path().join(name)
     }
 
@@ -49,7 +49,7 @@ impl Shop {
         })
     }
 
-    fn kernel(&self) -> Value {
+    pub(super) fn kernel(&self) -> Value {
         let from = self.path("from");
         let (kernel, modules) = kernel_files(&from);
         fs::create_dir_all(from.join("boot")).unwrap();
@@ -61,7 +61,7 @@ impl Shop {
         self.entry("kernel", "mine", &made, &out)
     }
 
-    fn image(&self, kernel: Option<&str>, arch: &str) -> Value {
+    pub(super) fn image(&self, kernel: Option<&str>, arch: &str) -> Value {
         let tar = self.path("root.tar");
         let line = ["-cf", tar.to_str().unwrap(), "-C", "/etc", "hostname"];
         let packed = std::process::Command::new("tar")
