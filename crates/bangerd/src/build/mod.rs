@@ -47,6 +47,8 @@ const STALL: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(240)]
 const KILLED: i32 = 128 + 9;
 /// How long a guest takes from the end of its commands to its own, likewise.
 const RESET: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(20)];
+/// How long after a connection broke off the guest's end is known.
+const BROKEN_OFF: Duration = Duration::from_secs(2);
 /// Largest archive that is taken, bytes: all a disk may hold, and the headers.
 const ARCHIVE: u64 = 132 << 30;
 /// Bytes of it after which the host is asked how much room is left.
@@ -269,11 +271,17 @@ impl Work<'_> {
             }
         };
         let (end, ()) = tokio::join!(listen(stream.output, take), feed);
-        // A guest that ends kills its commands, and is gone a moment later.
-        if end == End::Exit(KILLED) && timeout(self.limit(RESET), hold.stopped()).await.is_ok() {
-            return Ok(End::Lost);
+        // A guest that ends kills its commands, and is gone a moment later. One that breaks off is
+        // gone already, as a rule.
+        let limit = match end {
+            End::Exit(KILLED) => self.limit(RESET),
+            End::Lost(_) => BROKEN_OFF,
+            _ => return Ok(end),
+        };
+        match timeout(limit, hold.stopped()).await {
+            Ok(why) => Ok(End::Lost(Some(why.unwrap_or_default()))),
+            Err(_) => Ok(end),
         }
-        Ok(end)
     }
 
     /// Ends the guest and writes its root into a file.
@@ -348,8 +356,8 @@ enum End {
     Exit(i32),
     /// It was never run: why.
     Refused(String),
-    /// Its guest ended before it.
-    Lost,
+    /// Its guest ended before it, and why; or, as far as is known, only the connection to it.
+    Lost(Option<String>),
 }
 
 impl End {
@@ -359,7 +367,13 @@ impl End {
             End::Exit(0) => return Ok(()),
             End::Exit(status) => format!("{what} ended with status {status}"),
             End::Refused(why) => format!("cannot run {what}: {why}"),
-            End::Lost => format!("the build VM ended before {what} did"),
+            End::Lost(None) => {
+                format!("the connection to the build VM was lost before {what} ended")
+            }
+            End::Lost(Some(why)) if why.is_empty() => {
+                format!("the build VM ended before {what} did")
+            }
+            End::Lost(Some(why)) => format!("the build VM ended before {what} did: {why}"),
         };
         Err(Failure::new(Code::BuildFailed, why))
     }
@@ -370,7 +384,7 @@ async fn listen(mut output: mpsc::Receiver<Frame>, take: &mut (dyn FnMut(&str) +
     let (mut out, mut err) = (Lines::default(), Lines::default());
     let end = loop {
         let Some(frame) = output.recv().await else {
-            break End::Lost;
+            break End::Lost(None);
         };
         match frame.channel {
             Channel::Stdout => out.push(&frame.payload, take),
@@ -431,7 +445,7 @@ mod tests {
         );
         assert_eq!(
             hear(vec![out("x")]).await,
-            (End::Lost, vec!["x".to_owned()])
+            (End::Lost(None), vec!["x".to_owned()])
         );
         let failure = End::Exit(3).well("the script").unwrap_err();
         assert_eq!(

@@ -98,7 +98,7 @@ async fn carry(stream: &UnixStream, early: Bytes, exec: Exec, main: bool) {
         Over::Ended => {}
         Over::Lost => {
             let error = match hold.stopped().now_or_never() {
-                Some(()) => "not_running: the VM stopped",
+                Some(_) => "not_running: the VM stopped",
                 None => "guest_unreachable: the connection to the guest was lost",
             };
             let last = Control::Error {

@@ -61,12 +61,13 @@ impl Hold {
         }
     }
 
-    /// Returns when the VM no longer runs commands.
-    pub(crate) async fn stopped(&self) {
+    /// Returns when the VM no longer runs commands: why, where it ended by itself.
+    pub(crate) async fn stopped(&self) -> Option<String> {
         let mut live = self.presence.live.subscribe();
-        let _ = live
+        let closed = live
             .wait_for(|live| live.gone || admit_entry(live.phase, live.goal) == Entry::Closed)
             .await;
+        closed.ok().and_then(|live| live.ended.clone())
     }
 }
 

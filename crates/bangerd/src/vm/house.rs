@@ -102,6 +102,8 @@ pub(crate) struct Live {
     pub(crate) healthy: bool,
     /// The disk, by its serial, for a write to which the host had no room in this run.
     pub(crate) full: Option<String>,
+    /// Why the last run ended, where it did so by itself.
+    pub(crate) ended: Option<String>,
     /// The row is gone.
     pub(crate) gone: bool,
 }
@@ -191,6 +193,7 @@ impl House {
             kvm: false,
             healthy: false,
             full: None,
+            ended: None,
             gone: false,
         };
         let presence = Arc::new(Presence {

@@ -679,6 +679,7 @@ impl Supervisor {
             live.running = Some(run.running.clone());
             live.kvm = run.kvm();
             live.full = None;
+            live.ended = None;
         });
         if let Some(way) = self.house.way(&self.vm.id) {
             let keeper = Keeper {

@@ -90,7 +90,10 @@ impl Supervisor {
                     .live
                     .send_modify(|live| live.guest = Some(guest));
             }
-            RunNews::Lost => self.presence.live.send_modify(|live| live.guest = None),
+            RunNews::Lost => {
+                tracing::info!(vm = %self.vm.name, "no connection to the agent any more");
+                self.presence.live.send_modify(|live| live.guest = None);
+            }
             RunNews::Healthy => self.set_healthy(true),
             RunNews::DiskFull(disk) => {
                 let (id, name) = (self.vm.id.to_string(), self.vm.name.clone());
@@ -121,6 +124,14 @@ impl Supervisor {
                 };
                 let (news, why) = judge(&self.vm, last_word.as_ref(), &end.reason, lived);
                 let why = why.map(|why| why + &works::tail(&self.house, &self.vm, from));
+                let said = match &why {
+                    Some(why) => why.clone(),
+                    None => "the guest ended it".to_owned(),
+                };
+                tracing::info!(vm = %self.vm.name, engine = end.reason, said, "a run ended by itself");
+                self.presence
+                    .live
+                    .send_modify(|live| live.ended = Some(said));
                 if let Some(why) = &why {
                     self.failed = Some(Failure::new(Code::EngineFailed, why.clone()));
                 }

@@ -183,7 +183,10 @@ async fn whatever_goes_wrong_the_vm_is_gone() {
     let build = Build::begin(&house, script(), false);
     drop(house.world.next_exec().await);
     let failure = build.end(&house).await.0.unwrap_err();
-    assert_eq!(failure.message, "the build VM ended before the script did");
+    assert_eq!(
+        failure.message,
+        "the connection to the build VM was lost before the script ended"
+    );
     let pack = async |last: Option<Control>| {
         let build = Build::begin(&house, script(), false);
         let (_, out) = house.world.next_exec().await;
