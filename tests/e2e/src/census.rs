@@ -29,7 +29,7 @@ pub struct Census {
     pub cgroups: BTreeSet<String>,
     /// Mounts and kept namespaces below the house.
     pub mounts: BTreeSet<String>,
-    /// Files and sockets but logs, the database and the cache.
+    /// Files and sockets but logs and the database; of the cache what is not to be in one.
     pub files: BTreeSet<String>,
     /// Rows but finished operations.
     pub rows: BTreeSet<String>,
@@ -174,6 +174,22 @@ pub fn files(dir: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     walk_files(dir, dir, &mut found);
     found
+}
+
+/// Files of a cache that are none which it is for.
+#[must_use]
+pub fn strangers(cache: &Path) -> BTreeSet<String> {
+    let is_hash = |name: &str| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_known = |file: &String| match file.split('/').collect::<Vec<_>>()[..] {
+        _ if file.ends_with('/') => true,
+        // apt's own order.
+        ["apt", ..] | ["engines", _] | ["oci", "blobs", "lock"] => true,
+        ["initramfs", name] => is_hash(name),
+        ["oci", "blobs", "sha256", name] => is_hash(name.trim_end_matches(".part")),
+        _ => false,
+    };
+    let strange = files(cache).into_iter().filter(|file| !is_known(file));
+    strange.map(|file| format!("cache/{file}")).collect()
 }
 
 fn walk_files(root: &Path, dir: &Path, found: &mut BTreeSet<String>) {

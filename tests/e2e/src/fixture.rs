@@ -356,7 +356,7 @@ fn make_ext4(tree: &Path, file: &Path, size: &str) {
     let _ = Call::new(line[0], &line[1..]).run().ok();
 }
 
-const OPENRC: [&str; 10] = [
+const OPENRC: [&str; 11] = [
     "--variant=minbase",
     "--dpkgopt=path-exclude=/usr/share/doc/*",
     "--dpkgopt=path-exclude=/usr/share/man/*",
@@ -368,6 +368,9 @@ const OPENRC: [&str; 10] = [
     // emulated processor a second at every boot.
     "--customize-hook=cd \"$1/etc/runlevels\" && rm -f default/bootlogs sysinit/bootmisc.sh \
      sysinit/brightness sysinit/check* sysinit/hwclock.sh sysinit/mount* sysinit/urandom",
+    // What is in no runlevel is still asked what it needs, at every boot and every end.
+    "--customize-hook=cd \"$1/etc/init.d\" && rm -f agetty bootlogs bootmisc.sh brightness check* \
+     hwclock.sh mount* single urandom",
     "--customize-hook=rm -rf \"$1/var/cache/apt\"/*.bin \"$1/var/lib/apt/lists\"/*",
     "--quiet",
     "bookworm",

@@ -472,6 +472,9 @@ printf '[options]\nArchitecture = auto\nSigLevel = Never\n[own]\nServer = file:/
 rm /etc/os-release; printf 'ID=arch\n' > /etc/os-release
 ";
 
+/// As images of these distributions come, and no systemd to wait for at each boot by emulation.
+const WITHOUT_INIT: &str = "rm -f /sbin/init /usr/lib/systemd/systemd\n";
+
 fn by_manager(name: &str, scripts: &[&str], distro: &str, command: &str) {
     let house = roomy(Root::Bookworm);
     let file = fixture::packagers_root();
@@ -480,7 +483,10 @@ fn by_manager(name: &str, scripts: &[&str], distro: &str, command: &str) {
         .call(words.into_iter().chain([file.as_os_str()]))
         .run()
         .ok();
-    let path = script(&house, &format!("set -e\n{}", scripts.concat()));
+    let path = script(
+        &house,
+        &format!("set -e\n{}{WITHOUT_INIT}", scripts.concat()),
+    );
     let _ = build(&house, &["repo", "--from", "tools", "--script", &path]).ok();
     let done = build(
         &house,

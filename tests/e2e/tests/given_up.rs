@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use e2e::archive::{Entry, gzip, tar};
 use e2e::toy::{Image, Toy};
-use e2e::{Call, House, Kernel, Small, fixture, skip};
+use e2e::{Call, House, Kernel, Root, Small, fixture, skip};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -40,7 +40,10 @@ fn give_up_at(house: &House, words: &[&str], stages: &[&str]) {
         house.wait_stage(stage, LONG);
         live.ctrl_c();
         let _ = live.wait().expect(130);
-        let last = &house.operations()[0];
+        let all = house.operations();
+        // A build has its VM made by another.
+        let last = all.iter().find(|one| one["kind"] != "vm.create");
+        let last = last.expect("an operation");
         assert_eq!(last["error_code"], "cancelled", "{stage}: {last}");
         house.assert_as_before(&before, SOON);
     }
@@ -113,6 +116,20 @@ fn an_image_is_given_up_at_any_stage() {
     let promote = ["image", "promote", "own"];
     give_up_at(&house, &promote, &["copy", "publish"]);
     let _ = house.call(promote).run().ok();
+}
+
+#[test]
+fn an_image_of_a_build_vm_is_given_up_after_the_work_in_it() {
+    let house = House::with(Root::Bare, Kernel::New);
+    let script = house.dir().join("script");
+    fs::write(&script, "echo made > /mark\n").expect("an own file");
+    let script = script.display().to_string();
+    let build = [
+        "image", "build", "dev", "--from", "bare", "--script", &script,
+    ];
+    let stages = ["copy_root", "read_root", "write_image", "publish"];
+    give_up(&house, &build, &stages, "image rm dev");
+    assert_eq!(house.build_logs(), [""; 0].map(std::path::PathBuf::from));
 }
 
 #[test]

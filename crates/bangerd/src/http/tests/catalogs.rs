@@ -148,6 +148,23 @@ async fn a_kernel_of_the_catalog_is_pulled_by_name_and_marked() {
     let listed = shop.available("kernels", "mine").await;
     assert_eq!(listed["size_bytes"], kernel["size_bytes"], "{listed}");
 
+    // One that a VM boots stays what it is.
+    let house = &shop.house;
+    house.world.turn(|knobs| knobs.image_hangs = true);
+    let create = json!({"name": "box", "kernel_name": "mine"}).to_string();
+    assert_eq!(house.ask("POST", "/v1/vms", &create).await.status, 202);
+    let place = house.app.paths.kernels().join("mine");
+    let inode = || std::os::unix::fs::MetadataExt::ino(&fs::metadata(&place).unwrap());
+    let before = inode();
+    let refused = shop
+        .pull("kernels", json!({"name": "mine", "force": true}))
+        .await;
+    let code = [&refused["error"]["code"], &refused["error_code"]];
+    assert!(code.contains(&&json!("in_use")), "{refused}");
+    assert_eq!((inode(), shop.kernels().len()), (before, 1));
+    house.world.turn(|knobs| knobs.image_hangs = false);
+    house.ask("DELETE", "/v1/vms/box?wait=30s", "").await;
+
     let other = json!({"entry": "mine", "name": "other"});
     let other = shop.pull("kernels", other).await;
     assert_eq!(other["entry"]["name"], "other", "{other}");
