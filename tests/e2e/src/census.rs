@@ -29,7 +29,7 @@ pub struct Census {
     pub cgroups: BTreeSet<String>,
     /// Mounts and kept namespaces below the house.
     pub mounts: BTreeSet<String>,
-    /// Files and sockets but logs and the database; of the cache what is not to be in one.
+    /// Files and sockets but logs, the database and the cache.
     pub files: BTreeSet<String>,
     /// Rows but finished operations.
     pub rows: BTreeSet<String>,

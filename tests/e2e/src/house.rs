@@ -494,7 +494,6 @@ impl House {
             files: census::files(&self.state())
                 .into_iter()
                 .chain(census::files(&self.runtime()))
-                .chain(census::strangers(&self.cache()))
                 .collect(),
             rows: census::rows(&self.database()),
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use e2e::archive::{Entry, gzip, tar};
 use e2e::toy::{Image, Toy};
-use e2e::{Call, House, Kernel, Root, Small, fixture, skip};
+use e2e::{Call, House, Kernel, Root, Small, census, fixture, skip};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -46,6 +46,8 @@ fn give_up_at(house: &House, words: &[&str], stages: &[&str]) {
         let last = last.expect("an operation");
         assert_eq!(last["error_code"], "cancelled", "{stage}: {last}");
         house.assert_as_before(&before, SOON);
+        let strangers = census::strangers(&house.cache());
+        assert!(strangers.is_empty(), "{stage}: {strangers:?}");
     }
     go_on(house);
 }
