@@ -315,20 +315,22 @@ impl Shelf {
             self.name_is_free(name.as_str(), wanted.force).await?;
             let (parent, package) = (self.0.kernels_dir.clone(), package.clone());
             let (switch, told) = (cancel.clone(), Arc::clone(&report));
-            let (again, download, fetched) = blocking(move || {
+            let (again, fetched) = blocking(move || {
                 let download = begin(&parent)?;
-                let dest = download.path();
-                let fetched = match old_lists {
-                    true => fetch_fresh(&apt, &package, &resolved, dest, &switch, &*told),
-                    false => fetch(&apt, &resolved, dest, &switch, &*told),
+                let fetched = match apt.fetch(&resolved, download.path(), &switch, &*told) {
+                    // The archive has moved on: what new lists have may be called otherwise.
+                    Err(AptError::Unreachable { .. }) if old_lists => apt
+                        .update(&switch, &*told)
+                        .and_then(|()| apt.resolve(&package, &switch, &*told))
+                        .map(Err),
+                    fetched => fetched.map(|fetched| Ok((download, fetched.path))),
                 };
-                let fetched = fetched.map_err(|error| failures::of_apt(&error))?;
-                Ok((apt, download, fetched))
+                Ok((apt, fetched.map_err(|error| failures::of_apt(&error))?))
             })
             .await?;
             match fetched {
-                Fetched::File(file) => break (name, claim, download, file),
-                Fetched::Renamed(newer) => (apt, resolved, old_lists) = (again, newer, false),
+                Ok((download, file)) => break (name, claim, download, file),
+                Err(newer) => (apt, resolved, old_lists) = (again, newer, false),
             }
         };
         // Others may use apt while this one unpacks.
@@ -507,46 +509,6 @@ fn begin(parent: &Path) -> Result<Staging, Failure> {
         let what = format!("cannot make a directory in {}", parent.display());
         space::failed(what, &error)
     })
-}
-
-/// What a fetch came to.
-enum Fetched {
-    File(PathBuf),
-    /// The lists are new, and lead to a package of another name.
-    Renamed(Resolved),
-}
-
-fn fetch(
-    apt: &Apt,
-    resolved: &Resolved,
-    dest: &Path,
-    cancel: &Cancel,
-    report: &dyn Report,
-) -> Result<Fetched, AptError> {
-    let fetched = apt.fetch(resolved, dest, cancel, report)?;
-    Ok(Fetched::File(fetched.path))
-}
-
-/// Fetches; once more with new lists where the archive has moved on.
-fn fetch_fresh(
-    apt: &Apt,
-    package: &str,
-    resolved: &Resolved,
-    dest: &Path,
-    cancel: &Cancel,
-    report: &dyn Report,
-) -> Result<Fetched, AptError> {
-    match fetch(apt, resolved, dest, cancel, report) {
-        Err(AptError::Unreachable { .. }) => {
-            apt.update(cancel, report)?;
-            let newer = apt.resolve(package, cancel, report)?;
-            match newer.package == resolved.package {
-                true => fetch(apt, &newer, dest, cancel, report),
-                false => Ok(Fetched::Renamed(newer)),
-            }
-        }
-        other => other,
-    }
 }
 
 fn read(row: &KernelRow) -> Result<KernelRecord, Failure> {
