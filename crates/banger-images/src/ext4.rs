@@ -446,3 +446,31 @@ fn as_sibling(mut uuid: [u8; 16]) -> [u8; 16] {
     uuid[15] ^= 1;
     uuid
 }
+
+#[cfg(test)]
+mod tests {
+    use mkext4::RegionSink as _;
+
+    use super::*;
+
+    #[test]
+    fn writing_ends_where_too_little_stays_free() {
+        let file = tempfile::tempfile().unwrap();
+        let mebibyte = vec![1; 1 << 20];
+        for (keep_free, most) in [(0, 70), (1 << 20, 70), (u64::MAX, 63)] {
+            let mut sink = Holes {
+                file: &file,
+                spare: Spare::of(keep_free),
+            };
+            // Over and over in the same place.
+            let written = (0..70).map(|_| sink.data(0, &mebibyte));
+            let written: Vec<_> = written.take_while(Result::is_ok).collect();
+            assert_eq!(written.len(), most, "{keep_free}");
+        }
+        let mut spare = Spare::of(u64::MAX);
+        spare.look(&file, (64 << 20) - 1).unwrap();
+        let mut sink = Holes { file: &file, spare };
+        let error = sink.data(0, &mebibyte).unwrap_err();
+        assert!(io_error("x", error).is_no_space());
+    }
+}

@@ -42,20 +42,3 @@ impl Spare {
         Ok(())
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn writing_ends_where_too_little_stays_free() {
-        let file = tempfile::tempfile().unwrap();
-        for (keep, most) in [(0, 70), (1 << 20, 70), (u64::MAX, 63)] {
-            let mut spare = Spare::of(keep);
-            let looks = (0..70).map(|_| spare.look(&file, 1 << 20));
-            assert_eq!(looks.take_while(Result::is_ok).count(), most, "{keep}");
-        }
-        let full = Spare::of(u64::MAX).look(&file, u64::MAX).unwrap_err();
-        assert!(crate::is_full(&full), "{full}");
-    }
-}

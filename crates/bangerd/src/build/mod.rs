@@ -275,11 +275,11 @@ impl Work<'_> {
         // gone already, as a rule.
         let limit = match end {
             End::Exit(KILLED) => self.limit(RESET),
-            End::Lost(_) => BROKEN_OFF,
+            End::Lost => BROKEN_OFF,
             _ => return Ok(end),
         };
         match timeout(limit, hold.stopped()).await {
-            Ok(why) => Ok(End::Lost(Some(why.unwrap_or_default()))),
+            Ok(why) => Ok(End::Gone(why)),
             Err(_) => Ok(end),
         }
     }
@@ -356,8 +356,10 @@ enum End {
     Exit(i32),
     /// It was never run: why.
     Refused(String),
-    /// Its guest ended before it, and why; or, as far as is known, only the connection to it.
-    Lost(Option<String>),
+    /// The connection to its guest broke off before it.
+    Lost,
+    /// Its guest ended before it: why, where it did so by itself.
+    Gone(Option<String>),
 }
 
 impl End {
@@ -367,13 +369,9 @@ impl End {
             End::Exit(0) => return Ok(()),
             End::Exit(status) => format!("{what} ended with status {status}"),
             End::Refused(why) => format!("cannot run {what}: {why}"),
-            End::Lost(None) => {
-                format!("the connection to the build VM was lost before {what} ended")
-            }
-            End::Lost(Some(why)) if why.is_empty() => {
-                format!("the build VM ended before {what} did")
-            }
-            End::Lost(Some(why)) => format!("the build VM ended before {what} did: {why}"),
+            End::Lost => format!("the connection to the build VM was lost before {what} ended"),
+            End::Gone(None) => format!("the build VM ended before {what} did"),
+            End::Gone(Some(why)) => format!("the build VM ended before {what} did: {why}"),
         };
         Err(Failure::new(Code::BuildFailed, why))
     }
@@ -384,7 +382,7 @@ async fn listen(mut output: mpsc::Receiver<Frame>, take: &mut (dyn FnMut(&str) +
     let (mut out, mut err) = (Lines::default(), Lines::default());
     let end = loop {
         let Some(frame) = output.recv().await else {
-            break End::Lost(None);
+            break End::Lost;
         };
         match frame.channel {
             Channel::Stdout => out.push(&frame.payload, take),
@@ -445,7 +443,7 @@ mod tests {
         );
         assert_eq!(
             hear(vec![out("x")]).await,
-            (End::Lost(None), vec!["x".to_owned()])
+            (End::Lost, vec!["x".to_owned()])
         );
         let failure = End::Exit(3).well("the script").unwrap_err();
         assert_eq!(
